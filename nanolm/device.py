@@ -1,0 +1,66 @@
+"""Where the arithmetic happens and in which precision."""
+
+import contextlib
+import time
+from dataclasses import dataclass
+
+import torch
+
+from nanolm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the precision of its matrix products.
+
+    Weights, gradients and the loss stay in float32; ``autocast_dtype`` is None where products do too.
+    """
+
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """A context in which the model's matrix products run in this precision."""
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    def __str__(self) -> str:
+        kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        precision = "float32" if self.autocast_dtype is None else str(self.autocast_dtype).removeprefix("torch.")
+        return f"{kind}, {precision}"
+
+
+def resolve_compute(device: str, precision: str) -> Compute:
+    """Turn ``trainer.device`` and ``trainer.precision`` into a device and a dtype.
+
+    ``auto`` is CUDA where there is one, with bfloat16 autocast; else the CPU in float32.
+
+    Raises:
+        ConfigError: CUDA was asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch finds no CUDA device; use auto or cpu")
+    kind = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    low_precision = precision == "bf16" or (precision == "auto" and kind == "cuda")
+    return Compute(torch.device(kind), torch.bfloat16 if low_precision else None)
+
+
+def measure_peak_flops(compute: Compute, size: int = 1024, seconds: float = 0.2) -> float:
+    """Floating-point operations per second of a large square matrix product: the ceiling that MFU is a share of.
+
+    Measured where the run takes place instead of read from a data sheet, so that the share means the same
+    on every processor. The best of several repetitions is taken: noise only ever slows a product down.
+    """
+    size = size if compute.device.type == "cpu" else 8 * size
+    dtype = compute.autocast_dtype or torch.float32
+    left, right = (torch.ones(size, size, device=compute.device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline or best == float("inf"):
+        start = time.perf_counter()
+        left @ right
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize(compute.device)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best

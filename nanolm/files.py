@@ -1,0 +1,158 @@
+"""Files that are whole or absent: atomic publication, checksums, and a lock that names its owner.
+
+Everything is first written beside its destination under a name that starts with a dot and ends in
+``.tmp``, flushed to the disk, and renamed. The rename is atomic within a file system, and the folder is
+synced after it, so that a crash leaves the old state or the new one. What a killed process left behind
+is recognised by that name and swept by the next owner of the lock.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nanolm.errors import NanolmError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temporary_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Replace a file's content as one step; text is written as UTF-8 with its line ends as they are."""
+    temporary = _temporary_beside(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``path`` when the block ends well and vanishes when it does not.
+
+    Every file in it is synced before the rename. An older folder at ``path`` is replaced.
+    """
+    temporary = _temporary_beside(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_directory(temporary)
+        if path.exists():
+            replaced = _temporary_beside(path)
+            os.rename(path, replaced)
+            os.rename(temporary, path)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sweep_leftovers(folder: Path) -> None:
+    """Remove what killed writers left in a folder; the caller holds the lock that all its writers take."""
+    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def file_table(folder: Path) -> dict[str, dict[str, str | int]]:
+    """``{name: {"sha256": …, "size": …}}`` for the files directly in a folder, for its manifest."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return {file.name: {"sha256": sha256_of(file), "size": file.stat().st_size} for file in files}
+
+
+def check_file_table(folder: Path, table: object, error: type[NanolmError]) -> None:
+    """Compare a folder with the file table of its manifest.
+
+    Raises:
+        error: a name that leaves the folder, a file that is missing, of another size, or of another hash.
+    """
+    if not isinstance(table, dict) or not table:
+        raise error(f"{folder / 'manifest.json'}: expected a table of files, found {table!r:.80}")
+    for name, entry in table.items():
+        if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", ".."):
+            raise error(f"{folder / 'manifest.json'}: {name!r} is not the plain name of a file in its folder")
+        if not isinstance(entry, dict) or not {"sha256", "size"} <= entry.keys():
+            raise error(f"{folder / 'manifest.json'}: expected sha256 and size for {name!r}, found {entry!r:.80}")
+        path = folder / name
+        if not path.is_file():
+            raise error(f"{path}: this file is named in manifest.json but it is missing")
+        if path.stat().st_size != entry["size"]:
+            raise error(f"{path}: expected {entry['size']} bytes, found {path.stat().st_size}: the file is damaged")
+        if sha256_of(path) != entry["sha256"]:
+            raise error(f"{path}: its sha256 is not the one in manifest.json: the file is damaged")
+
+
+@contextlib.contextmanager
+def lock(path: Path, error: type[NanolmError], purpose: str) -> Iterator[None]:
+    """Hold the lock file ``path`` while the block runs; the kernel lets go of it when the process dies.
+
+    A lock file that nobody holds is stale and is simply taken over.
+
+    Raises:
+        error: another process holds it; the message names that process and the ``purpose`` of the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise error(
+                f"{path.parent}: another process is {purpose} here ({_describe_owner(file.read())}). "
+                "Wait for it to end, or stop it, or choose another folder."
+            ) from None
+        file.truncate(0)
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        file.write(json.dumps(owner))
+        file.flush()
+        yield
+
+
+def _describe_owner(text: str) -> str:
+    try:
+        owner = json.loads(text)
+        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "its name is not readable"
