@@ -1,0 +1,10 @@
+"""One configuration: YAML composed by Hydra, checked once, frozen from there on.
+
+``load`` is all that a library user or a test needs; ``command_line.run`` is what the scripts call. Hydra is
+imported when something is composed and not before.
+"""
+
+from nanolm.config.compose import load
+from nanolm.config.convert import flatten, from_yaml, to_yaml
+
+__all__ = ["flatten", "from_yaml", "load", "to_yaml"]

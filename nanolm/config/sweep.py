@@ -1,0 +1,108 @@
+"""Sweeps: one job for each combination of values, by Hydra's sweepers and launchers.
+
+A job that fails raises; the others go on, and at the end the failed ones are listed with their messages. A job
+that was stopped on request stops the sweep. The same command continues a sweep, since ``sweeps/<name>/<number>/``
+has no time in it and each job continues its directory.
+"""
+
+import contextlib
+import logging
+import textwrap
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nanolm.config.catalog import SCRIPTS, Script
+from nanolm.config.command_line import Task, call_hydra, log_file
+from nanolm.config.compose import compose_prepared, finish, hydra_errors
+from nanolm.config.convert import convert
+from nanolm.errors import ConfigError, NanolmError
+
+STOPPED = 3
+
+logger = logging.getLogger(__name__)
+
+
+class JobError(Exception):
+    """One job of a sweep failed; its text names the job's directory, its overrides and the reason."""
+
+
+def run_sweep(script: Script, task: Task, prepared: list[str], command: str, config_dir: Path) -> int:
+    """Run all jobs of a sweep; the exit code is 1 if any failed.
+
+    Args:
+        prepared: overrides from ``overrides.prepare(..., sweep=True)``.
+        command: what the user types to continue the sweep.
+
+    Raises:
+        ConfigError: the configuration is wrong already before any job, or no folder can be made: nothing was run.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    convert(script.schema, compose_prepared(script.name, _first_job(prepared), config_dir).container)
+    outcomes: list[str | None] = []
+    job = _job(script.name, task, outcomes, command)
+    try:
+        with hydra_errors(HydraException, OmegaConfBaseException):
+            call_hydra(script, job, ["--multirun"], prepared, config_dir)
+    except JobError as error:  # raised by the sweeper when all jobs have ended, or from another process
+        failures = [outcome for outcome in outcomes if outcome] or [str(error)]
+        count = f"{len(failures)} of {len(outcomes)} jobs" if outcomes else "a job (each directory has its log)"
+        logger.error("%s failed:\n%s", count, textwrap.indent("\n".join(failures), "  "))
+        return 1
+    except OSError as error:
+        raise ConfigError(f"hydra.sweep.dir: cannot make or use the folder ({error}); give another") from error
+    return 0
+
+
+def _first_job(prepared: list[str]) -> list[str]:
+    """The overrides with the first value of each that has several: what is wrong with them is wrong in any job."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    first = []
+    with hydra_errors():
+        for override in OverridesParser.create().parse_overrides(prepared):
+            if not override.is_sweep_override():
+                first.append(str(override.input_line))
+            elif override.is_discrete_sweep() and hasattr(override.value(), "list"):
+                first.append(f"{override.get_key_element()}={next(override.sweep_string_iterator())}")
+    return first
+
+
+def _job(script: str, task: Task, outcomes: list[str | None], command: str) -> Callable[[Any], None]:
+    """What Hydra calls for each job: here, or unpickled in another process."""
+
+    def job(composed: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        settings = HydraConfig.get()
+        directory = Path(settings.runtime.output_dir)
+        with contextlib.suppress(ValueError):
+            directory = directory.relative_to(Path.cwd())
+        title = f"{directory}: {' '.join(settings.overrides.task)}"
+        print(f"\njob {settings.job.num}, {title}", flush=True)
+        try:
+            with log_file(directory / f"{script}.log"):
+                with hydra_errors():
+                    container = OmegaConf.to_container(composed, resolve=True)
+                config = finish(script, container)
+                code = task(config, directory, command) if SCRIPTS[script].has_run_directory else task(config)
+        except NanolmError as error:
+            reason = str(error)
+        except Exception as error:
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            if code == STOPPED:
+                raise SystemExit(STOPPED)
+            if not code:
+                outcomes.append(None)
+                return
+            reason = f"ended with code {code}"
+        outcomes.append(f"{title}\n{textwrap.indent(reason, '  ')}")
+        raise JobError(outcomes[-1])
+
+    return job
