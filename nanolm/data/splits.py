@@ -1,0 +1,139 @@
+"""Which split each document belongs to.
+
+Documents are dealt by a keyed permutation of their numbers, so that a split is a uniform sample, the same in every
+run and on every machine, without a list in memory. A corpus of one document is cut instead: its last
+``val_fraction`` is val, the ``calibration_fraction`` before it calibration, the rest train; there is no test split.
+"""
+
+import itertools
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from nanolm.config.schema import DataConfig
+from nanolm.data.corpus import Corpus, Document
+from nanolm.data.permutation import ranks
+from nanolm.errors import DataError
+
+SPLITS = ("train", "calibration", "val", "test", "shifted")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SplitDocument:
+    """A document, or the part of one, that belongs to one split.
+
+    Args:
+        split: one of ``SPLITS``.
+        document: its text.
+        offset: characters of the whole document before it.
+    """
+
+    split: str
+    document: Document
+    offset: int = 0
+
+
+def split_documents(corpus: Corpus, config: DataConfig) -> Iterator[SplitDocument]:
+    """All documents of a corpus with their splits, in the corpus's order.
+
+    Raises:
+        DataError: a document cannot be read, or there is too little text for a train split.
+    """
+    count = corpus.num_undecided()
+    if count == 1:
+        for document in corpus.documents():
+            if document.split is None:
+                length = _num_characters(corpus)
+                yield from _cut(document, length, config)
+            else:
+                yield SplitDocument(document.split, document)
+        return
+    dealt = deal(count, config)
+    for document in corpus.documents():
+        yield SplitDocument(document.split or next(dealt), document)
+
+
+def split_sizes(count: int, config: DataConfig) -> dict[str, int]:
+    """How many of ``count`` documents go to val, calibration and test; train keeps at least one.
+
+    A split whose fraction is above 0 gets at least one document as long as there are enough: val first, then
+    calibration, then test.
+    """
+    sizes, left = {}, count - 1
+    for split, fraction in (
+        ("val", config.val_fraction),
+        ("calibration", config.calibration_fraction),
+        ("test", config.test_fraction),
+    ):
+        wanted = max(1, round(fraction * count)) if fraction > 0 else 0
+        sizes[split] = max(0, min(wanted, left))
+        left -= sizes[split]
+        if wanted and not sizes[split]:
+            logger.warning("the corpus has %d documents, too few for a %s split: it is left out", count, split)
+    return sizes
+
+
+def deal(count: int, config: DataConfig) -> Iterator[str]:
+    """The splits of documents number 0, 1, … of ``count``."""
+    sizes = split_sizes(count, config)
+    bounds = list(itertools.accumulate(sizes.values()))
+    for rank in ranks(count, f"split/{config.split_seed}"):
+        yield next((split for split, bound in zip(sizes, bounds, strict=True) if rank < bound), "train")
+
+
+def deal_held_out(config: DataConfig) -> Iterator[str]:
+    """The splits of the first ``held_out_documents``: val, calibration and test in proportion to their fractions."""
+    count = config.held_out_documents
+    whole = config.val_fraction + config.calibration_fraction + config.test_fraction
+    num_calibration = math.floor(count * config.calibration_fraction / whole)
+    num_test = math.floor(count * config.test_fraction / whole)
+    for rank in ranks(count, f"split/{config.split_seed}"):
+        if rank < num_calibration:
+            yield "calibration"
+        else:
+            yield "test" if rank < num_calibration + num_test else "val"
+
+
+def _num_characters(corpus: Corpus) -> int:
+    """The length of the one document without a split."""
+    return sum(len(chunk) for document in corpus.documents() if document.split is None for chunk in document.chunks)
+
+
+def _cut(document: Document, length: int, config: DataConfig) -> Iterator[SplitDocument]:
+    """The parts of a single document; their characters follow one another and are read once."""
+    num_val, num_calibration = (
+        # Exactly the decimal fraction that the user wrote: 0.1 of 1,115,394 characters is 111,540, rounded up.
+        math.ceil(length * Fraction(str(fraction)))
+        for fraction in (config.val_fraction, config.calibration_fraction)
+    )
+    sizes = {"train": length - num_val - num_calibration, "calibration": num_calibration, "val": num_val}
+    if sizes["train"] < 1:
+        raise DataError(
+            f"{document.place}: {length} characters are too few for train, calibration and val; give more text"
+        )
+    characters, offset = _Characters(document.chunks), 0
+    for split, size in sizes.items():
+        if size:
+            yield SplitDocument(split, replace(document, chunks=characters.take(size)), offset)
+        offset += size
+
+
+class _Characters:
+    """A stream of text from which runs of characters are taken one after the other."""
+
+    def __init__(self, chunks: Iterable[str]):
+        self._chunks = iter(chunks)
+        self._rest = ""
+
+    def take(self, count: int) -> Iterator[str]:
+        while count > 0:
+            chunk = self._rest or next(self._chunks, "")
+            if not chunk:
+                return
+            self._rest = chunk[count:]
+            yield chunk[:count]
+            count -= len(chunk[:count])

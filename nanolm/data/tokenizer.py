@@ -1,0 +1,289 @@
+"""Text to token ids and back: byte-level BPE, bytes, and characters.
+
+All three are kept as a ``tokenizer.json`` in the format of Hugging Face's ``tokenizers``, with one added token,
+``<|endoftext|>``, whose id is the last one. It separates documents and never comes out of ``encode``: the same
+characters inside a text are text. Every text that can be encoded comes back exactly.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from nanolm.config.schema import TokenizerConfig
+from nanolm.errors import ConfigError, DataError
+from nanolm.files import write_atomically
+
+END_OF_TEXT = "<|endoftext|>"
+NUM_BYTES = 256
+
+logger = logging.getLogger(__name__)
+
+# Characters that GPT-2's byte-level alphabet leaves as they are; the other bytes are written as U+0100, U+0101, …
+_VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_HIDDEN = [byte for byte in range(NUM_BYTES) if byte not in _VISIBLE]
+BYTE_OF_SYMBOL = {chr(byte): byte for byte in _VISIBLE} | {chr(0x100 + i): byte for i, byte in enumerate(_HIDDEN)}
+SYMBOL_OF_BYTE = {byte: symbol for symbol, byte in BYTE_OF_SYMBOL.items()}
+
+# What Python's "surrogateescape" makes of the bytes that are not UTF-8.
+_UNDECODABLE = re.compile("([\udc80-\udcff]+)")
+
+
+class UnknownCharacter(DataError):
+    """A character that the tokenizer has no token for, and its position in the text, in characters."""
+
+    def __init__(self, character: str, position: int, where: str = "the text"):
+        self.character = character
+        self.position = position
+        shown = f"{character!r} " if character.isprintable() else ""
+        super().__init__(
+            f"{where}: character {shown}(U+{ord(character):04X}) at position {position:,} is not in the vocabulary of "
+            "the char tokenizer, which has the characters of the train split it was made from. Remove the character, "
+            "or choose tokenizer=byte or tokenizer=bpe, which take any text."
+        )
+
+
+class Tokenizer(ABC):
+    """Text to ids in [0, vocab_size) and back. Made by ``train_tokenizer`` or ``load_tokenizer``.
+
+    Args:
+        token_bytes: the bytes that each id stands for, without end-of-text, whose id follows them.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, token_bytes: Sequence[bytes]):
+        self._token_bytes = [*token_bytes, END_OF_TEXT.encode()]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, end-of-text included."""
+        return len(self._token_bytes)
+
+    @property
+    def end_of_text_id(self) -> int:
+        """The id that stands between documents: the last one."""
+        return len(self._token_bytes) - 1
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of a text, (N,) int64, never end-of-text.
+
+        Raises:
+            DataError: a character without a token (char), or half of a surrogate pair, which is no text.
+        """
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """``encode`` for each text; the BPE uses all cores."""
+        return [self.encode(text) for text in texts]
+
+    def encode_bytes(self, data: bytes) -> np.ndarray:
+        """The ids of any bytes, (N,) int64; ``decode_bytes`` gives them back exactly.
+
+        Raises:
+            DataError: bytes that are not UTF-8, for the char tokenizer.
+        """
+        parts = _UNDECODABLE.split(data.decode("utf-8", "surrogateescape"))
+        ids = [self._encode_undecodable(part) if i % 2 else self.encode(part) for i, part in enumerate(parts)]
+        return np.concatenate(ids)
+
+    def _encode_undecodable(self, escaped: str) -> np.ndarray:
+        return self.encode(escaped)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that the ids stand for; end-of-text as ``<|endoftext|>``.
+
+        Raises:
+            DataError: an id outside [0, vocab_size).
+        """
+        ids = [int(i) for i in ids]
+        for position, i in enumerate(ids):
+            if not 0 <= i < self.vocab_size:
+                raise DataError(f"token id {i} at position {position} is outside the vocabulary of {self.vocab_size}")
+        return b"".join([self._token_bytes[i] for i in ids])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that the ids stand for; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    @abstractmethod
+    def _without_end_of_text(self) -> tokenizers.Tokenizer:
+        """This tokenizer as one of ``tokenizers``, for its file."""
+
+    @functools.cached_property
+    def json(self) -> str:
+        """The content of ``tokenizer.json``."""
+        content = tokenizers.Tokenizer.from_str(self._without_end_of_text().to_str())
+        content.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+        assert content.token_to_id(END_OF_TEXT) == self.end_of_text_id
+        return content.to_str(pretty=True) + "\n"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of ``tokenizer.json``."""
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write ``tokenizer.json``, as one step."""
+        write_atomically(path, self.json)
+
+
+class BPETokenizer(Tokenizer):
+    """Byte-level BPE with GPT-2's pre-tokenizer (Radford et al. 2019; Sennrich et al. 2016)."""
+
+    name = "bpe"
+
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]]):
+        super().__init__(
+            [bytes(BYTE_OF_SYMBOL[symbol] for symbol in token) for token in sorted(vocab, key=vocab.__getitem__)]
+        )
+        # The encoder has no added token, so that none can be found in a text.
+        self._encoder = _byte_level(models.BPE(vocab, merges), use_regex=True)
+        self._id_of_byte = np.array([vocab[SYMBOL_OF_BYTE[byte]] for byte in range(NUM_BYTES)], dtype=np.int64)
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        try:
+            encodings = self._encoder.encode_batch_fast(texts, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):
+            for text in texts:
+                _utf8(text)
+            raise
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def _encode_undecodable(self, escaped: str) -> np.ndarray:
+        return self._id_of_byte[np.frombuffer(escaped.encode("utf-8", "surrogateescape"), dtype=np.uint8)]
+
+    def _without_end_of_text(self) -> tokenizers.Tokenizer:
+        return self._encoder
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes; an id is the byte it stands for."""
+
+    name = "byte"
+
+    def __init__(self) -> None:
+        super().__init__([bytes([byte]) for byte in range(NUM_BYTES)])
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.encode_bytes(_utf8(text))
+
+    def encode_bytes(self, data: bytes) -> np.ndarray:
+        return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
+
+    def _without_end_of_text(self) -> tokenizers.Tokenizer:
+        return _byte_level(models.BPE(dict(BYTE_OF_SYMBOL), []), use_regex=False)
+
+
+class CharTokenizer(Tokenizer):
+    """A fixed set of characters, in the order of their code points."""
+
+    name = "char"
+
+    def __init__(self, characters: Iterable[str]):
+        self._characters = sorted(set(characters))
+        super().__init__([character.encode() for character in self._characters])
+        self._id_of_code_point = np.full(0x110000, -1, dtype=np.int32)
+        self._id_of_code_point[[ord(character) for character in self._characters]] = np.arange(len(self._characters))
+
+    def encode(self, text: str) -> np.ndarray:
+        code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        ids = self._id_of_code_point[code_points]
+        if ids.size and ids.min() < 0:
+            position = int(np.argmax(ids < 0))
+            raise UnknownCharacter(text[position], position)
+        result: np.ndarray = ids.astype(np.int64)
+        return result
+
+    def _without_end_of_text(self) -> tokenizers.Tokenizer:
+        # BPE without merges leaves the characters of the text, all of it one word.
+        vocab = {character: i for i, character in enumerate(self._characters)}
+        tokenizer = tokenizers.Tokenizer(models.BPE(vocab, []))
+        tokenizer.decoder = decoders.Fuse()
+        return tokenizer
+
+
+def _byte_level(model: models.BPE, use_regex: bool) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text holds half of a surrogate pair (U+{ord(text[error.start]):04X}) at position {error.start:,}, "
+            "which UTF-8 cannot express; repair or remove it"
+        ) from None
+
+
+def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """Make the tokenizer that a configuration asks for from the texts of the train split.
+
+    ``bpe`` learns its merges from the first ``training_bytes`` of the texts, the same ones whatever the number of
+    threads; ``char`` reads all of them; ``byte`` reads none.
+
+    Raises:
+        ConfigError: a vocabulary too small for the 256 bytes and end-of-text.
+        DataError: no text at all, for ``char``.
+    """
+    if config.name == "byte":
+        return ByteTokenizer()
+    if config.name == "char":
+        characters: set[str] = set().union(*(set(text) for text in texts))
+        if not characters:
+            raise DataError("tokenizer=char: the train split has no text to take characters from")
+        return CharTokenizer(characters)
+    return _train_bpe(config, texts)
+
+
+def _train_bpe(config: TokenizerConfig, texts: Iterable[str]) -> BPETokenizer:
+    size = config.vocab_size
+    if size is None or size <= NUM_BYTES:
+        raise ConfigError(f"tokenizer.vocab_size: expected at least {NUM_BYTES + 1} with tokenizer=bpe, found {size}")
+    trained = _byte_level(models.BPE(), use_regex=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 1,
+        min_frequency=2,
+        initial_alphabet=sorted(BYTE_OF_SYMBOL),
+        show_progress=False,
+    )
+    trained.train_from_iterator(_first_bytes(texts, config.training_bytes), trainer)
+    model = json.loads(trained.to_str())["model"]
+    tokenizer = BPETokenizer(model["vocab"], [(left, right) for left, right in model["merges"]])
+    if tokenizer.vocab_size < size:
+        logger.warning(
+            "tokenizer.vocab_size=%s: the text has pairs for %s tokens only; the vocabulary is that large",
+            f"{size:,}",
+            f"{tokenizer.vocab_size:,}",
+        )
+    return tokenizer
+
+
+def _first_bytes(texts: Iterable[str], limit: int | None) -> Iterator[str]:
+    """The texts up to so many UTF-8 bytes; the last one is cut between two characters."""
+    if limit is None:
+        yield from texts
+        return
+    for text in texts:
+        data = text.encode()
+        if len(data) >= limit:
+            yield data[:limit].decode("utf-8", "ignore")
+            return
+        limit -= len(data)
+        yield text
