@@ -1,0 +1,6 @@
+"""The decoder and how text is drawn from it."""
+
+from nanolm.model.generate import generate
+from nanolm.model.gpt import GPT, KVCache
+
+__all__ = ["GPT", "KVCache", "generate"]

@@ -1,0 +1,182 @@
+"""What may be drawn, how often, and from which context."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+
+from nanolm.config.schema import ModelConfig
+from nanolm.errors import ConfigError
+from nanolm.model import GPT, generate
+from nanolm.model.generate import candidates, next_token
+
+END_OF_TEXT = 0
+LOGITS = torch.tensor([1.0, 3.0, 2.0, 3.0, -1.0, 2.0, 2.0])  # ties at the top and in the middle
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    torch.manual_seed(0)
+    config = ModelConfig("tiny", 32, 2, 4, 2, None, 48, False, 10000.0, 1e-6, 0.02, 0.2)
+    model = GPT(config, 23)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter.ndim == 1))
+        model.lm_head.weight[END_OF_TEXT] = 0  # drawn rarely enough that texts grow long
+    return model
+
+
+def draw(model: GPT, prompt=(3, 4), num=40, temperature=1.0, seed=0, context=16, **options) -> list[int]:
+    return generate(
+        model,
+        prompt,
+        max_new_tokens=num,
+        temperature=temperature,
+        generator=seeded(seed),
+        context=context,
+        end_of_text_id=END_OF_TEXT,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (4, None), (None, 0.7)])
+def test_draws_follow_the_distribution(temperature, top_k, top_p):
+    probabilities = (LOGITS.double() / temperature).softmax(0)
+    order = sorted(range(7), key=lambda token: (-probabilities[token], token))
+    kept = order[:top_k]
+    if top_p is not None:
+        kept = next(order[:n] for n in range(1, 8) if probabilities[order[:n]].sum() >= top_p)
+    expected = torch.zeros(7, dtype=torch.double)
+    expected[kept] = probabilities[kept] / probabilities[kept].sum()
+    generator, num_draws = seeded(7), 4000
+    draws = [next_token(LOGITS, temperature, top_k, top_p, generator) for _ in range(num_draws)]
+    counts = torch.bincount(torch.tensor(draws), minlength=7)
+    assert set(draws) <= set(kept)
+    result = stats.chisquare(counts[kept].numpy(), (expected[kept] * num_draws).numpy())
+    assert result.pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("top_k", "kept"), [(1, [1]), (2, [1, 3]), (3, [1, 3, 2]), (4, [1, 3, 2, 5]), (99, None)])
+def test_top_k_keeps_exactly_k_and_lower_ids_among_equals(top_k, kept):
+    probabilities, tokens = candidates(LOGITS, 1.0, top_k=top_k)
+    assert tokens.tolist() == (kept or [1, 3, 2, 5, 6, 0, 4])
+    assert probabilities.sum().item() == pytest.approx(1)
+
+
+def test_equals_keep_their_order_in_a_large_vocabulary():
+    assert candidates(torch.zeros(5000), 1.0, top_k=4)[1].tolist() == [0, 1, 2, 3]
+
+
+def test_top_p_keeps_the_shortest_sufficient_run():
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+    kept = {top_p: candidates(logits, 1.0, top_p=top_p)[1].tolist() for top_p in (0.01, 0.39, 0.41, 0.69, 0.71, 0.95)}
+    assert kept == {0.01: [1], 0.39: [1], 0.41: [1, 3], 0.69: [1, 3], 0.71: [1, 3, 2], 0.95: [1, 3, 2, 0]}
+
+
+def test_top_p_of_one_keeps_even_the_least_likely():
+    logits = torch.cat((torch.zeros(8), torch.full((5,), -60.0)))  # eight times 1/8 is 1 exactly, the rest rounds away
+    assert len(candidates(logits, 1.0, top_p=1.0)[1]) == 13
+    assert len(candidates(logits, 1.0, top_p=0.999999)[1]) == 8
+
+
+def test_top_p_acts_on_what_top_k_leaves():
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    assert candidates(logits, 1.0, top_k=2, top_p=0.5)[1].tolist() == [0]  # 0.4 of 0.7 is more than half
+
+
+def test_a_tiny_temperature_is_greedy_and_finite():
+    probabilities, tokens = candidates(torch.tensor([1.0, 5.0, 2.0]), 1e-300)
+    assert tokens[0] == 1
+    assert probabilities.tolist() == [1, 0, 0]
+
+
+def test_greedy_is_the_argmax_of_the_full_forward(model):
+    tokens = [3, 4]
+    for token in draw(model, temperature=0, num=14):
+        logits = F.linear(model.eval()(torch.tensor([tokens])), model.head_weight)
+        assert token == logits[0, -1].argmax()
+        tokens.append(token)
+    assert len(tokens) == 16
+
+
+def test_seeds_reproduce_and_the_global_stream_is_left_alone(model):
+    state = torch.get_rng_state()
+    first = draw(model, seed=1)
+    assert first == draw(model, seed=1)
+    assert first != draw(model, seed=2)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_put_back_and_dropout_is_off(model, training):
+    expected = draw(model.eval())
+    assert draw(model.train(training)) == expected
+    assert model.training is training
+
+
+@pytest.mark.parametrize("prompt_length", [1, 9, 10, 11, 50])
+def test_a_full_window_goes_on_from_its_last_half(model, prompt_length):
+    """Greedy text equals that of a model run without a cache on the window that the rule describes."""
+    context = 10
+    prompt = [1 + i % 22 for i in range(prompt_length)]
+    tokens, window = list(prompt), prompt[-context:]
+    found = draw(model, prompt=prompt, temperature=0, context=context, num=30)
+    for token in found:
+        if len(window) > context:
+            window = tokens[-context // 2 :]
+        logits = F.linear(model.eval()(torch.tensor([window])), model.head_weight)
+        assert token == logits[0, -1].argmax()
+        tokens.append(token)
+        window = [*window, token]
+    assert len(found) == 30
+
+
+def test_no_position_beyond_the_context_is_used(model, monkeypatch):
+    lengths = []
+    forward = GPT.forward
+
+    def recording_forward(self, tokens, cache):
+        lengths.append(cache.length + tokens.shape[1])
+        return forward(self, tokens, cache)
+
+    monkeypatch.setattr(GPT, "forward", recording_forward)
+    draw(model, num=60, context=8)
+    assert max(lengths) == 8
+
+
+def test_context_of_one_token(model):
+    assert len(draw(model, num=5, context=1, temperature=0)) == 5
+
+
+def test_end_of_text_ends_and_is_not_returned(model):
+    texts = [draw(model, seed=seed, num=300, temperature=3.0) for seed in range(5)]
+    assert all(END_OF_TEXT not in text for text in texts)
+    assert any(len(text) < 300 for text in texts)
+
+
+def test_an_empty_prompt_starts_from_end_of_text(model):
+    assert draw(model, prompt=[]) == draw(model, prompt=[END_OF_TEXT])
+    assert draw(model, num=0) == []
+
+
+def test_softcap_is_the_one_of_training(model):
+    """A cap near zero makes all tokens alike, so that texts differ from uncapped ones."""
+    hidden = model.eval()(torch.tensor([[3, 4]]))[0, -1]
+    logits = 0.5 * torch.tanh(F.linear(hidden, model.head_weight) / 0.5)
+    generator = seeded(0)
+    expected = next_token(logits, 1.0, None, None, generator)
+    assert draw(model, num=1, softcap=0.5) == [expected]
+    assert draw(model, softcap=0.5) != draw(model)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"context": 0}]
+)
+def test_impossible_requests_are_refused(model, options):
+    with pytest.raises(ConfigError):
+        draw(model, **options)
