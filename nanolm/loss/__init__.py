@@ -1,0 +1,13 @@
+"""The negative log-likelihood of binary, softmax and language-model tasks, with what calibration needs.
+
+``reference`` is the mathematics, ``dense`` computes it from logits in hand, ``fused`` from hidden states and the
+weight of a language model's head, with no logits kept. The package needs torch and NumPy, and nothing of nanolm but its
+errors, so it can be lifted into another project.
+"""
+
+from nanolm.loss.dense import bernoulli_nll, softmax_nll
+from nanolm.loss.fused import linear_nll
+from nanolm.loss.options import LossOptions
+from nanolm.loss.result import NLLResult
+
+__all__ = ["LossOptions", "NLLResult", "bernoulli_nll", "linear_nll", "softmax_nll"]

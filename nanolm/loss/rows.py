@@ -1,0 +1,104 @@
+"""Operations on rows of logits: (C, V) arrays so large that each pass over one is counted.
+
+They are here to keep the mathematics of ``fused`` free of how it is made fast: a position of the maximum for the
+price of the maximum, moments block by block within the processor's cache, products that accumulate in float32.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# A block of the maximum's search; and below this many columns torch's own single-stage search is faster.
+_BLOCK_COLUMNS = 128
+_MIN_COLUMNS_FOR_TWO_STAGES = 256
+
+# What a block of rows may take in the cache between the steps of a computation.
+_CACHE_BYTES = 4 * 2**20
+
+
+def first_max(z: Tensor) -> tuple[Tensor, Tensor]:
+    """(C, V) to the maximum of each row, (C, 1), and the first position that holds it, (C, 1) int64.
+
+    torch's max with positions takes three to four times as long as without. So the maxima of blocks come first, one
+    pass; then the first block that holds the row's maximum is searched.
+    """
+    num_columns = z.shape[1]
+    if num_columns < _MIN_COLUMNS_FOR_TWO_STAGES:
+        return z.max(dim=1, keepdim=True)
+    num_blocks, remainder = divmod(num_columns, _BLOCK_COLUMNS)
+    whole = z[:, : num_columns - remainder].unflatten(1, (num_blocks, _BLOCK_COLUMNS))  # type: ignore[no-untyped-call]
+    block_maxima = whole.amax(dim=2)
+    if remainder:
+        block_maxima = torch.cat([block_maxima, z[:, -remainder:].amax(dim=1, keepdim=True)], dim=1)
+    maximum, block = block_maxima.max(dim=1, keepdim=True)
+    # The last block is widened to the left; what it gains lies in a block whose maximum is smaller.
+    start = (block * _BLOCK_COLUMNS).clamp(max=num_columns - _BLOCK_COLUMNS)
+    columns = start + torch.arange(_BLOCK_COLUMNS, device=z.device)
+    return maximum, start + z.gather(1, columns).argmax(dim=1, keepdim=True)
+
+
+def moments(p: Tensor, z: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """E_p[z - m], Var_p[z] and Σ p², each (C, 1), for p = softmax(z) and m = max z. -inf times a p of 0 is 0.
+
+    The variance is E_p[(z - m)²] - E_p[z - m]². Little cancels: the mean is at most ln V below 0.
+    """
+    # Below this, exp(z - m) is 0 and so is p; raising z - m to it changes nothing but what would be -inf.
+    floor = 2 * math.log(torch.finfo(p.dtype).tiny)
+    means, second_moments, squares = [], [], []
+    for rows, shifted, weighted in _cached_rows(z):
+        torch.sub(z[rows], maximum[rows], out=shifted).clamp_(min=floor)
+        torch.mul(p[rows], shifted, out=weighted)
+        means.append(weighted.sum(dim=1, keepdim=True))
+        second_moments.append(weighted.mul_(shifted).sum(dim=1, keepdim=True))
+        squares.append(torch.linalg.vector_norm(p[rows], dim=1, keepdim=True).square())
+    mean = torch.cat(means)
+    return mean, (torch.cat(second_moments) - mean.square()).clamp_(min=0), torch.cat(squares)
+
+
+def expectation(q: Tensor, z: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ q (z - m) and Σ q, each (C, 1), for any q; a q of 0 times anything is 0."""
+    expectations, totals = [], []
+    for rows, weights, weighted in _cached_rows(z):
+        weights.copy_(q[rows])
+        torch.sub(z[rows], maximum[rows], out=weighted).masked_fill_(weights == 0, 0)
+        expectations.append(weighted.mul_(weights).sum(dim=1, keepdim=True))
+        totals.append(weights.sum(dim=1, keepdim=True))
+    return torch.cat(expectations), torch.cat(totals)
+
+
+def entropy_from_gap(nll: Tensor, gap: Tensor, log_sum: Tensor, confidence: Tensor, num_classes: int) -> Tensor:
+    """nll - gap, brought back between the bounds of an entropy where rounding at large logits moved it; all (C, 1).
+
+    It is at least the min-entropy -ln p_max = log_sum. It is at most that of the doubt d = 1 - p_max spread evenly over
+    the other classes, -(1-d) ln(1-d) - d ln d + d ln(V-1), whose first term is at most d.
+    """
+    largest = torch.finfo(nll.dtype).max
+    entropy = nll.clamp(max=largest) - gap.clamp(max=largest)  # both infinite: the difference is not known, but not NaN
+    doubt = 1 - confidence
+    upper = torch.special.entr(doubt).add_(doubt, alpha=1 + math.log(max(1, num_classes - 1)))
+    return entropy.clamp_(min=log_sum, max=torch.maximum(upper, log_sum))
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor, *, scale: float = 1.0, accumulate: bool = False) -> Tensor:
+    """out = scale · ab, or out += scale · ab, where out may have a wider dtype than a and b. Returns out.
+
+    CUDA then keeps the float32 sums of its low-precision product; torch's CPU product rounds them once.
+    """
+    if a.dtype == out.dtype:
+        return torch.addmm(out, a, b, beta=int(accumulate), alpha=scale, out=out)
+    product = torch.mm(a, b, out_dtype=out.dtype) if a.is_cuda else torch.mm(a, b)
+    return out.add_(product, alpha=scale) if accumulate else out.copy_(product).mul_(scale)
+
+
+def _cached_rows(z: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Slices of rows of z that stay in the cache, each with two buffers of its shape; on a GPU one slice of all."""
+    num_rows, num_columns = z.shape
+    step = max(1, num_rows)
+    if z.device.type == "cpu":
+        step = max(1, min(step, _CACHE_BYTES // (num_columns * z.element_size())))
+    buffers = z.new_empty((2, step, num_columns))
+    for start in range(0, max(1, num_rows), step):
+        length = min(step, num_rows - start)
+        yield slice(start, start + length), buffers[0, :length], buffers[1, :length]

@@ -1,0 +1,230 @@
+"""The ends of the range: huge, equal, infinite and missing logits; empty and fully ignored batches; NaN."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanolm.loss import LossOptions, bernoulli_nll, linear_nll, softmax_nll
+from tests.loss.problems import assert_same, make_problem
+
+OPTIONS = [LossOptions(), LossOptions(label_smoothing=0.1, z_loss=1e-4), LossOptions(softcap=30.0)]
+
+
+def both(logits, targets, options=LossOptions(), bias=None):  # noqa: B008
+    """The dense loss of logits, and the fused one of logits · identity."""
+    logits = logits.detach()
+    hidden = logits.clone().requires_grad_()
+    weight = torch.eye(logits.shape[1], dtype=logits.dtype, requires_grad=True)
+    whole = logits if bias is None else logits + bias
+    yield softmax_nll(whole.requires_grad_(), targets, options=options), (whole,)
+    for statistics in ("basic", "full"):
+        result = linear_nll(hidden, weight, targets, bias, options=options, statistics=statistics)
+        yield result, (hidden, weight)
+
+
+def no_nan(result, inputs):
+    for name in ("objective", "nll", "confidence", "entropy", "sum_squared_probabilities", "logit_variance"):
+        value = getattr(result, name)
+        assert value is None or not value.isnan().any(), name
+    for gradient in torch.autograd.grad(result.objective, inputs):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("num_classes", [5, 300])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("scale", [1e4, 3e38])
+def test_huge_logits(scale, options, num_classes):
+    if scale == 3e38 and options.z_loss:
+        options = LossOptions(label_smoothing=0.1)  # (3e38)² is infinite, and so is its gradient
+    logits = torch.full((3, num_classes), -scale)
+    logits[:, 2] = scale
+    targets = torch.tensor([2, 0, 2])
+    for result, inputs in both(logits, targets, options):
+        no_nan(result, inputs[:1] if scale == 3e38 else inputs)  # the weight's gradient sums several 3e38
+        assert result.confidence.tolist() == pytest.approx([1.0] * 3)
+        assert result.entropy.tolist() == pytest.approx([0.0] * 3, abs=1e-6)
+        assert result.correct.tolist() == [True, False, True]
+        assert result.nll[0] == 0
+        if options.softcap is None:
+            assert result.nll[1] == (2e4 if scale == 1e4 else math.inf)
+
+
+def test_huge_equal_logits():
+    for result, inputs in both(torch.full((2, 300), 3e38), torch.tensor([0, 299])):
+        no_nan(result, inputs)
+        torch.testing.assert_close(result.nll, torch.full((2,), math.log(300)))
+        torch.testing.assert_close(result.entropy, torch.full((2,), math.log(300)))
+        assert result.correct.tolist() == [True, False]
+
+
+def test_entropy_at_logits_of_ten_thousand_is_not_lost():
+    """Two classes share the probability; the rounding of h·(rW) there is a thousandth of a nat, its bounds hold."""
+    logits = torch.zeros(1, 300)
+    logits[0, :2] = 1e4
+    for result, inputs in both(logits, torch.tensor([5])):
+        no_nan(result, inputs)
+        assert result.entropy.item() == pytest.approx(math.log(2), abs=5e-3)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_minus_infinity_in_the_bias(options):
+    bias = torch.zeros(300)
+    bias[7] = -math.inf
+    logits = torch.randn(4, 300)
+    for result, inputs in both(logits, torch.tensor([0, 1, 2, -100]), options, bias):
+        no_nan(result, inputs)
+        if options.softcap is None and not options.label_smoothing:
+            kept = torch.cat([logits[:, :7], logits[:, 8:]], dim=1)
+            torch.testing.assert_close(result.nll, softmax_nll(kept, torch.tensor([0, 1, 2, -100])).nll)
+        if options.label_smoothing:
+            assert result.objective == math.inf  # a share of the target lies where the model excludes it
+    for result, inputs in both(logits, torch.tensor([7, 1, 2, 3]), LossOptions(), bias):
+        no_nan(result, inputs)
+        assert result.nll[0] == math.inf
+
+
+def test_soft_targets_where_the_model_excludes_a_class():
+    bias = torch.zeros(5)
+    bias[3] = -math.inf
+    soft = torch.tensor([[0.5, 0.5, 0, 0, 0], [0.2, 0.2, 0.2, 0.2, 0.2]])
+    hidden, weight, targets = torch.randn(2, 4, requires_grad=True), torch.randn(5, 4), torch.tensor([0, 1])
+    for result in (
+        linear_nll(hidden, weight, targets, bias, soft, reduction="none"),
+        softmax_nll(hidden @ weight.T + bias, targets, soft, reduction="none"),
+    ):
+        assert result.objective[0].isfinite()
+        assert result.objective[1] == math.inf
+        assert torch.autograd.grad(result.objective[0], hidden)[0].isfinite().all()
+
+
+def test_certainty_keeps_its_digits():
+    logits = torch.tensor([[20.0, 0.0, 0.0]], dtype=torch.float64)
+    expected = math.log1p(2 * math.exp(-20))
+    for result, _ in both(logits, torch.tensor([0])):
+        assert result.nll.item() == pytest.approx(expected, rel=1e-7)
+    assert bernoulli_nll(torch.tensor([80.0]), torch.tensor([1])).nll.item() == pytest.approx(math.exp(-80), rel=1e-6)
+
+
+def test_one_class():
+    for result, inputs in both(torch.randn(3, 1), torch.zeros(3, dtype=torch.long)):
+        no_nan(result, inputs)
+        assert result.objective == 0
+        assert result.confidence.tolist() == [1, 1, 1]
+        assert result.correct.all()
+        assert result.entropy.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+def test_no_tokens(reduction):
+    hidden, weight = torch.randn(0, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    for statistics in ("none", "basic", "full"):
+        result = linear_nll(
+            hidden, weight, torch.empty(0, dtype=torch.long), reduction=reduction, statistics=statistics
+        )
+        assert result.count == 0
+        assert result.nll.shape == (0,)
+        assert result.objective.sum() == 0
+        gradients = torch.autograd.grad(result.objective.sum(), (hidden, weight))
+        assert gradients[0].shape == (0, 4)
+        assert torch.equal(gradients[1], torch.zeros(7, 4))
+    dense = softmax_nll(torch.randn(0, 7), torch.empty(0, dtype=torch.long), reduction=reduction)
+    binary = bernoulli_nll(torch.randn(0), torch.empty(0), reduction=reduction)
+    assert dense.objective.sum() == binary.objective.sum() == 0
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+@pytest.mark.parametrize("options", [*OPTIONS, LossOptions(label_smoothing=0.1, softcap=5.0)], ids=str)
+def test_all_tokens_ignored(reduction, options):
+    p = make_problem(bias=True, dtype=torch.float32)
+    p.targets.fill_(-100)
+    result = linear_nll(*p.arguments, options, reduction)
+    assert result.objective.sum() == result.count == 0
+    assert not result.nll.any()
+    assert not result.correct.any()
+    for gradient in torch.autograd.grad(result.objective.sum(), p.inputs):
+        assert not gradient.any()
+    logits = torch.randn(3, 2, requires_grad=True)
+    ignored = torch.full((3,), -100)
+    for loss in (
+        softmax_nll(logits, ignored, None, options, reduction),
+        bernoulli_nll(logits[:, 0], ignored, options, reduction),
+    ):
+        assert loss.objective.sum() == loss.count == 0
+        assert not torch.autograd.grad(loss.objective.sum(), logits)[0].any()
+
+
+@pytest.mark.parametrize("statistics", ["none", "basic", "full"])
+def test_nan_surfaces(statistics):
+    p = make_problem(num_classes=300, dtype=torch.float32)
+    with torch.no_grad():
+        p.hidden[2, 1] = math.nan
+    result = linear_nll(*p.arguments, statistics=statistics)
+    assert result.objective.isnan()
+    assert result.nll.isnan().nonzero().flatten().tolist() == [2]
+    if statistics != "none":
+        assert result.confidence.isnan().nonzero().flatten().tolist() == [2]
+        assert result.entropy.isnan().nonzero().flatten().tolist() == [2]
+    hidden, weight = torch.autograd.grad(result.objective, p.inputs)
+    assert hidden.isnan().any(dim=1).nonzero().flatten().tolist() == [2]
+    assert weight.isnan().all()
+    assert bernoulli_nll(torch.tensor([math.nan]), torch.tensor([1])).nll.isnan().all()
+
+
+def test_nan_at_an_ignored_token_is_not_hidden_from_the_weight():
+    p = make_problem(dtype=torch.float32)
+    with torch.no_grad():
+        p.hidden[1] = math.nan  # ignored
+    result = linear_nll(*p.arguments)
+    assert result.objective.isfinite()
+    assert torch.autograd.grad(result.objective, p.weight)[0].isnan().any()
+
+
+def test_int32_targets():
+    p = make_problem()
+    assert_same(linear_nll(p.hidden, p.weight, p.targets.int()), linear_nll(*p.arguments))
+    logits = (p.hidden @ p.weight.T).detach()
+    assert_same(softmax_nll(logits, p.targets.int()), softmax_nll(logits, p.targets))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_non_contiguous_input(set_chunk, soft):
+    set_chunk(4)
+    p = make_problem(bias=True, soft=soft)
+
+    def strided(tensor):
+        return tensor if tensor is None else torch.stack([tensor, tensor], dim=-1)[..., 0]
+
+    arguments = [strided(p.hidden), strided(p.weight.T).T, *map(strided, (p.targets, p.bias, p.soft_targets))]
+    assert not arguments[0].is_contiguous()
+    result, expected = linear_nll(*arguments, statistics="full"), linear_nll(*p.arguments, statistics="full")
+    assert_same(result, expected, tolerance=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(result.objective, p.inputs), torch.autograd.grad(expected.objective, p.inputs), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_ignore_index_inside_the_vocabulary():
+    p = make_problem(ignored=None)
+    p.targets[:3] = 4
+    options = LossOptions(ignore_index=4)
+    result = linear_nll(*p.arguments, options)
+    expected = F.cross_entropy(F.linear(p.hidden, p.weight), p.targets, ignore_index=4, reduction="sum")
+    torch.testing.assert_close(result.objective, expected)
+    assert torch.equal(result.valid, p.targets != 4)
+    torch.testing.assert_close(torch.autograd.grad(result.objective, p.inputs), torch.autograd.grad(expected, p.inputs))
+
+
+@pytest.mark.parametrize("z", [1e4, 3e38])
+def test_huge_binary_logits(z):
+    logits = torch.tensor([z, -z, z, -z], requires_grad=True)
+    result = bernoulli_nll(logits, torch.tensor([1, 0, 0, 1]))
+    assert result.nll.tolist() == [0, 0, pytest.approx(z), pytest.approx(z)]
+    assert result.entropy.tolist() == result.logit_variance.tolist() == [0] * 4
+    (gradient,) = torch.autograd.grad(result.objective, logits)
+    assert gradient.tolist() == [0, 0, 1, -1]
+    hot = bernoulli_nll(logits, torch.tensor([1, 0, 0, 1]), LossOptions(temperature=0.1, label_smoothing=0.1))
+    assert not hot.nll.isnan().any()
+    assert not hot.entropy.isnan().any()
