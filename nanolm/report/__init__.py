@@ -1,0 +1,5 @@
+"""Self-contained HTML pages: one file, no server, nothing loaded from elsewhere."""
+
+from nanolm.report.pages import write_evaluation_report, write_run_report
+
+__all__ = ["write_evaluation_report", "write_run_report"]

@@ -1,0 +1,75 @@
+"""Text in, text out: drawing continuations of a prompt from a model and its tokenizer."""
+
+import numpy as np
+import torch
+
+from nanolm.config.schema import SamplingConfig
+from nanolm.data import Tokenizer
+from nanolm.device import Compute
+from nanolm.errors import ConfigError, DataError
+from nanolm.loss import LossOptions
+from nanolm.model import GPT, generate
+from nanolm.seeds import derive_seed
+
+
+def sample(
+    model: GPT,
+    tokenizer: Tokenizer,
+    config: SamplingConfig,
+    seed: int,
+    context: int,
+    loss: LossOptions,
+    compute: Compute,
+) -> list[str]:
+    """Draw ``num_samples`` texts that begin with the prompt, which begins a document: it follows an end-of-text.
+
+    Args:
+        model: on ``compute.device``.
+        tokenizer: the one the model was trained with.
+        config: prompt, length and how to draw.
+        seed: seed of a generator of its own; text number i depends on ``seed`` and i alone.
+        context: the longest context that the model was trained on, in tokens.
+        loss: the softcap and temperature that the model was trained under are part of its probabilities.
+        compute: where to run.
+
+    Raises:
+        ConfigError, DataError: as ``encode_prompt``.
+    """
+    prompt_ids = encode_prompt(tokenizer, config)
+    assert config.temperature != "fitted", "encode_prompt refuses it"
+    texts = []
+    for number in range(config.num_samples):
+        generator = torch.Generator().manual_seed(derive_seed(seed, number))
+        with compute.autocast():
+            ids = generate(
+                model,
+                prompt_ids,
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature * loss.temperature,
+                top_k=config.top_k,
+                top_p=config.top_p,
+                generator=generator,
+                context=context,
+                end_of_text_id=tokenizer.end_of_text_id,
+                softcap=loss.softcap,
+            )
+        texts.append(config.prompt + tokenizer.decode(np.asarray(ids)))
+    return texts
+
+
+def encode_prompt(tokenizer: Tokenizer, config: SamplingConfig) -> list[int]:
+    """The ids that ``sample`` starts from: an end-of-text and the prompt.
+
+    Raises:
+        ConfigError: ``temperature=fitted`` where no temperature is known.
+        DataError: the tokenizer cannot represent the prompt.
+    """
+    if config.temperature == "fitted":
+        raise ConfigError(
+            "temperature=fitted: no temperature is fitted yet (a checkpoint that has one holds calibration.json); "
+            "give a number, such as temperature=1.0"
+        )
+    try:
+        return [tokenizer.end_of_text_id, *tokenizer.encode(config.prompt).tolist()]
+    except DataError as error:
+        raise DataError(f"prompt: {error}") from None

@@ -1,0 +1,227 @@
+"""Checkpoints that stand alone: a folder with weights, training state, configuration and tokenizer.
+
+``manifest.json`` holds size and SHA-256 of every file beside it. The folder is written under a temporary name and
+renamed when it is whole, so a folder without a valid manifest is not a checkpoint, and a file that
+changed afterwards is noticed.
+"""
+
+import json
+import logging
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+import nanolm
+from nanolm.config import from_yaml, to_yaml
+from nanolm.config.schema import TrainConfig
+from nanolm.data import Tokenizer, load_tokenizer
+from nanolm.errors import CheckpointError, NanolmError
+from nanolm.files import atomic_directory, check_file_table, file_table
+from nanolm.model import GPT
+from nanolm.training.state import TrainingState
+
+FORMAT = 1
+WEIGHTS, STATE, CONFIG, TOKENIZER, MANIFEST = (
+    "model.safetensors",
+    "training_state.pt",
+    "config.yaml",
+    "tokenizer.json",
+    "manifest.json",
+)
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """``<run>/checkpoints/step-00001000``"""
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def save_checkpoint(
+    run_dir: Path, state: TrainingState, config: TrainConfig, tokenizer: Tokenizer, corpus_fingerprint: str
+) -> Path:
+    """Publish the state after its last completed step; returns the checkpoint's folder.
+
+    Raises:
+        OSError: the disk is full or failing; checkpoints that were there before are untouched.
+    """
+    path = checkpoint_path(run_dir, state.step)
+    with atomic_directory(path) as folder:
+        safetensors.torch.save_file(state.model.state_dict(), folder / WEIGHTS)
+        torch.save(state.state_dict(), folder / STATE)
+        (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+        tokenizer.save(folder / TOKENIZER)
+        manifest = {
+            "format": FORMAT,
+            "nanolm": nanolm.__version__,
+            "torch": torch.__version__,
+            "step": state.step,
+            "tokens": state.tokens,
+            "corpus": corpus_fingerprint,
+            "files": file_table(folder),
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def prune_checkpoints(run_dir: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints; called only after a newer one is published."""
+    import shutil
+
+    for path in list_checkpoints(run_dir)[:-keep]:
+        shutil.rmtree(path)
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Folders of a run that have a checkpoint's name and a manifest that can be read, oldest first."""
+    candidates = (run_dir / "checkpoints").glob("step-*")
+    return sorted(path for path in candidates if re.fullmatch(r"step-\d{8,}", path.name) and _is_checkpoint(path))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint folder.
+
+    Raises:
+        CheckpointError: there is none, or it is not one of ours.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: not a checkpoint, it has no {MANIFEST}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / MANIFEST}: not the manifest of a checkpoint: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path / MANIFEST}: expected a checkpoint's manifest of format {FORMAT}")
+    return manifest
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were all verified against its manifest."""
+
+    path: Path
+    manifest: dict[str, Any]
+    config: TrainConfig
+    tokenizer: Tokenizer
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps completed."""
+        return int(self.manifest["step"])
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory it lies in, or the folder beside it when it was moved out of one."""
+        return self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path.parent
+
+    def load_model(self, device: torch.device) -> GPT:
+        """The model with its weights, in evaluation mode."""
+        model = GPT(self.config.model, self.tokenizer.vocab_size)
+        self.load_weights(model)
+        return model.to(device).eval()
+
+    def load_weights(self, model: GPT) -> None:
+        """Copy the weights into a model of the same shape.
+
+        Raises:
+            CheckpointError: a tensor is missing, unknown, or of another shape.
+        """
+        try:
+            model.load_state_dict(safetensors.torch.load_file(self.path / WEIGHTS))
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{self.path / WEIGHTS}: the weights do not fit the model: {error}") from None
+
+    def load_state(self, state: TrainingState) -> None:
+        """Restore weights, optimizer state and counters in place.
+
+        Raises:
+            CheckpointError: the stored state is of another model or optimizer, or not a training state.
+        """
+        self.load_weights(state.model)
+        try:
+            stored = torch.load(self.path / STATE, map_location="cpu", weights_only=True)
+            state.load_state_dict(stored)
+        except (KeyError, ValueError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{self.path / STATE}: not the training state of this run: {error!r}") from None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open one checkpoint folder, every file of it verified.
+
+    Raises:
+        CheckpointError: it is not a checkpoint, or one of its files is damaged.
+    """
+    manifest = read_manifest(path)
+    check_file_table(path, manifest.get("files"), CheckpointError)
+    missing = {WEIGHTS, STATE, CONFIG, TOKENIZER} - manifest["files"].keys()
+    if missing:
+        raise CheckpointError(f"{path / MANIFEST}: {', '.join(sorted(missing))} is not part of this checkpoint")
+    try:
+        config = from_yaml((path / CONFIG).read_text(encoding="utf-8"), TrainConfig)
+        tokenizer = load_tokenizer(path / TOKENIZER)
+    except (NanolmError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: this checkpoint cannot be used: {error}") from None
+    return Checkpoint(path, manifest, config, tokenizer)
+
+
+def find_checkpoint(path: str | Path | None) -> Checkpoint:
+    """What a user means by ``checkpoint=PATH``: one checkpoint folder, or a run whose newest valid one is taken.
+
+    Raises:
+        CheckpointError: nothing was given, there is nothing, or nothing valid, at the path.
+    """
+    if path is None:
+        raise CheckpointError("checkpoint: give a run directory or a checkpoint, as checkpoint=runs/NAME/TIME")
+    path = Path(path)
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing"
+        raise CheckpointError(
+            f"checkpoint={path}: expected a run directory or a checkpoint folder, found {found} there"
+        )
+    if (path / MANIFEST).exists():
+        return open_checkpoint(path)
+    checkpoint = newest_checkpoint(path)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"checkpoint={path}: expected a run directory with checkpoints/step-*/ in it, or one such folder; "
+            "found neither there. A run publishes its first checkpoint after trainer.checkpoint_every steps."
+        )
+    return checkpoint
+
+
+def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run that verifies; None if the run has none at all.
+
+    A damaged one is passed over with a warning.
+
+    Raises:
+        CheckpointError: there are checkpoints and every one is damaged.
+    """
+    paths = list_checkpoints(run_dir)
+    problems = []
+    for path in reversed(paths):
+        try:
+            return open_checkpoint(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            logger.warning("%s; trying the checkpoint before it", error)
+    if problems:
+        raise CheckpointError(
+            f"{run_dir}: every checkpoint of this run is damaged, so it cannot be continued: {'; '.join(problems)}. "
+            "Restore one from a copy, or start again in another run directory."
+        )
+    return None

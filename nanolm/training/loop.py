@@ -1,0 +1,207 @@
+"""The training loop.
+
+A step: fetch all micro-batches, count the valid tokens, forward and backward, clip, pass the finite gate, update,
+log. A batch, a learning rate and a dropout mask are pure functions of the seed and the step.
+"""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+
+import torch
+
+from nanolm.config.schema import TrainConfig, TrainerConfig
+from nanolm.data import Loader
+from nanolm.device import Compute
+from nanolm.errors import ConfigError, NonFiniteError
+from nanolm.evaluation import Evaluation
+from nanolm.loss import LossOptions, NLLResult, linear_nll
+from nanolm.optim import learning_rate_factor
+from nanolm.seeds import derive_seed
+from nanolm.tracking import Scalar, Throughput, Tracker
+from nanolm.training.state import TrainingState
+from nanolm.training.stop import StopSignal
+
+MAX_SKIPPED_IN_A_ROW = 10
+
+
+def loss_options(config: TrainConfig) -> LossOptions:
+    """The options of ``nanolm.loss`` that a configuration asks for."""
+    loss = config.loss
+    return LossOptions(
+        label_smoothing=loss.label_smoothing, z_loss=loss.z_loss, softcap=loss.softcap, temperature=loss.temperature
+    )
+
+
+class TrainingLoop:
+    """Trains a state in place up to the limits of its configuration.
+
+    Args:
+        state: model, optimizers and counters, new or from a checkpoint.
+        loader: the batches of the train split.
+        config: the run's configuration.
+        compute: device and precision; the model is there already.
+        peak_flops: what MFU is a share of.
+    """
+
+    def __init__(
+        self, state: TrainingState, loader: Loader, config: TrainConfig, compute: Compute, peak_flops: float
+    ) -> None:
+        self.state = state
+        self.loader = loader
+        self.config = config
+        self.compute = compute
+        self.options = loss_options(config)
+        self.stop = StopSignal()
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = (
+            torch.compile(state.model) if _wants_compile(config.trainer, compute) else state.model
+        )
+        self._flops_per_token = state.model.flops_per_token(config.trainer.sequence_length)
+        self._peak_flops = peak_flops
+        self._skipped_in_a_row = 0
+
+    def run(
+        self,
+        tracker: Tracker,
+        evaluate: Callable[[], Evaluation],
+        save_checkpoint: Callable[[], None],
+    ) -> Evaluation | None:
+        """Train until a limit is reached.
+
+        Args:
+            tracker: receives one line per step.
+            evaluate: scores val; called every ``eval_every`` steps and at the end.
+            save_checkpoint: publishes the state; called every ``checkpoint_every`` steps and at the end.
+
+        Returns:
+            The last step's evaluation; None where there was no step left to do.
+
+        Raises:
+            StopRequested: a signal came; the state is that after the last completed step.
+            NonFiniteError: the gradient was not finite for too many steps in a row.
+        """
+        state, trainer = self.state, self.config.trainer
+        throughput = Throughput()
+        evaluation = None
+        started = time.monotonic() - state.seconds
+        while state.unlogged or not self.finished:
+            if not state.unlogged:
+                tokens, began = state.tokens, time.monotonic()
+                line = self.step()
+                tokens_per_second = throughput.add(state.tokens - tokens, time.monotonic() - began)
+                state.unlogged = line | {
+                    "train/tokens_per_second": tokens_per_second,
+                    "train/mfu": tokens_per_second * self._flops_per_token / self._peak_flops,
+                }
+                state.seconds = time.monotonic() - started
+            if self.finished or _is_due(state.step, trainer.eval_every):
+                evaluation = evaluate()
+                state.unlogged |= {f"val/{name}": value for name, value in evaluation.metrics().items()}
+            state.seconds = time.monotonic() - started
+            tracker.log(state.unlogged | {"train/seconds": state.seconds})
+            state.unlogged = {}
+            if self.finished or _is_due(state.step, trainer.checkpoint_every):
+                save_checkpoint()
+            else:
+                self.stop.check()
+        return evaluation
+
+    @property
+    def finished(self) -> bool:
+        """Whether a limit of steps or seconds is reached."""
+        return run_progress(self.config.trainer, self.state.step, self.state.seconds) >= 1
+
+    def step(self) -> dict[str, Scalar]:
+        """One optimizer step over one global batch; returns its line of metrics."""
+        state, trainer = self.state, self.config.trainer
+        micro_batch_size = trainer.micro_batch_size or trainer.batch_size
+        micro_batches = [
+            self.loader.rows(state.step, first, min(first + micro_batch_size, trainer.batch_size))
+            for first in range(0, trainer.batch_size, micro_batch_size)
+        ]
+        num_tokens = sum(int((targets != self.options.ignore_index).sum()) for _, targets in micro_batches)
+        factor = learning_rate_factor(self.config.schedule, run_progress(trainer, state.step + 0.5, state.seconds))
+
+        state.model.train()
+        torch.manual_seed(derive_seed(self.config.seed, state.step))  # dropout, a function of seed and step
+        sums = torch.zeros(5, dtype=torch.float64, device=self.compute.device)
+        for inputs, targets in micro_batches:
+            self.stop.check()
+            result = self._forward(inputs, targets)
+            (result.objective / max(num_tokens, 1)).backward()  # type: ignore[no-untyped-call]
+            sums += _sums(result)
+
+        parameters = list(state.model.parameters())
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, trainer.max_grad_norm or math.inf))
+        objective, nll, correct, confidence, entropy = (sums / max(num_tokens, 1)).tolist()
+        if math.isfinite(grad_norm) and math.isfinite(objective):
+            state.optimizers.step(factor)
+            self._skipped_in_a_row = 0
+        else:
+            self._skip()
+        state.optimizers.zero_grad()
+        state.step += 1
+        state.tokens += num_tokens
+        return {
+            "step": state.step,
+            "tokens": state.tokens,
+            "train/objective": objective,
+            "train/nll": nll,
+            "train/perplexity": math.exp(nll) if nll < 700 else math.inf,
+            "train/accuracy": correct,
+            "train/confidence": confidence,
+            "train/entropy": entropy,
+            "train/entropy_gap": nll - entropy,
+            "train/grad_norm": grad_norm,
+            "train/learning_rate": factor * self.config.optimizer.learning_rate,
+        }
+
+    def _forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> NLLResult:
+        device = self.compute.device
+        with self.compute.autocast():
+            hidden = self.forward(inputs.to(device, non_blocking=True))
+            return linear_nll(
+                hidden.flatten(0, 1),
+                self.state.model.head_weight,
+                targets.to(device, non_blocking=True).flatten(),
+                options=self.options,
+            )
+
+    def _skip(self) -> None:
+        self.state.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(
+                f"step {self.state.step}: the loss or its gradient was NaN or infinite for {MAX_SKIPPED_IN_A_ROW} "
+                "steps in a row; none of them changed the weights. Lower optimizer.learning_rate (and "
+                "optimizer.matrix_learning_rate), or set trainer.max_grad_norm."
+            )
+
+
+def run_progress(trainer: TrainerConfig, step: float, seconds: float) -> float:
+    """The share of a run that is done, by the limit that will end it: steps or seconds."""
+    by_steps = step / trainer.max_steps if trainer.max_steps else 0.0
+    by_seconds = seconds / trainer.max_seconds if trainer.max_seconds else 0.0
+    return max(by_steps, by_seconds)
+
+
+def _sums(result: NLLResult) -> torch.Tensor:
+    """Objective, NLL, correct, confidence and entropy of a micro-batch, summed in float64, on its device."""
+    parts = (result.objective.detach(), result.nll, result.correct, result.confidence, result.entropy)
+    return torch.stack([part.double().sum() for part in parts if part is not None])
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _wants_compile(trainer: TrainerConfig, compute: Compute) -> bool:
+    on_cpu = compute.device.type == "cpu"
+    if trainer.compile == "on" and on_cpu and not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))):
+        raise ConfigError(
+            "trainer.compile: on the CPU torch.compile needs a C++ compiler, and neither g++ nor clang++ is found; "
+            "install one, or use trainer.compile=off"
+        )
+    return trainer.compile == "on" or (trainer.compile == "auto" and not on_cpu)

@@ -1,0 +1,253 @@
+"""One training run from configuration to ``evaluation.json``, new or continued."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanolm.config import flatten, from_yaml, to_yaml
+from nanolm.config.schema import TrainConfig
+from nanolm.data import Loader, PreparedCorpus, open_prepared, prepare
+from nanolm.device import Compute, measure_peak_flops, resolve_compute
+from nanolm.errors import CheckpointError, ConfigError, DataError
+from nanolm.evaluation import Evaluation, evaluate
+from nanolm.files import lock, sweep_leftovers, write_atomically
+from nanolm.model import GPT
+from nanolm.optim import build_optimizer
+from nanolm.sampling import encode_prompt, sample
+from nanolm.tracking import Console, Tracker
+from nanolm.training.checkpoint import newest_checkpoint, prune_checkpoints, save_checkpoint
+from nanolm.training.loop import TrainingLoop, loss_options, run_progress
+from nanolm.training.state import TrainingState
+from nanolm.training.stop import StopRequested, StopSignal
+
+WriteReport = Callable[[Path, dict[str, Any]], None]
+
+STOPPED = 3
+EVALUATION = "evaluation.json"
+
+# A continued run may differ in these: they change what is kept and shown, never what is computed; and in its length.
+CHANGEABLE = (
+    "name",
+    "data.root",
+    "data.path",
+    "trainer.max_steps",
+    "trainer.max_seconds",
+    "trainer.checkpoint_every",
+    "trainer.keep_checkpoints",
+    "trainer.log_every",
+    "trainer.resume",
+    "sample.",
+    "wandb.",
+)
+
+
+def train(config: TrainConfig, run_dir: Path, command: str, write_report: WriteReport) -> int:
+    """Train, evaluate and publish; the same call on the same directory continues where the last one ended.
+
+    Args:
+        config: the run's configuration.
+        run_dir: the run directory, which exists.
+        command: what the user types to continue this run; printed at the start.
+        write_report: makes ``report.html`` from the run directory and the content of ``evaluation.json``, which
+            is published after it as the last of all files.
+
+    Returns:
+        The exit code: 0 when the run is finished, 3 when it was stopped on request with a valid checkpoint.
+
+    Raises:
+        NanolmError: the input is wrong, or training failed.
+    """
+    with lock(run_dir / ".lock", ConfigError, purpose="training"):
+        _check_same_run(config, run_dir)
+        if _is_finished(config, run_dir):
+            return 0
+        trainer = config.trainer
+        console = Console(trainer.max_steps, trainer.max_seconds, trainer.log_every)
+        compute = resolve_compute(trainer.device, trainer.precision)
+        corpus = _open_corpus(config, console)
+        config = _with_possible_prompt(config, corpus, console)
+        loader = Loader(corpus.splits["train"], trainer.sequence_length, trainer.batch_size, config.seed)
+        state = _build_state(config, run_dir, corpus, compute)
+
+        begun = (run_dir / "config.yaml").exists()
+        logged_step = state.step - bool(state.unlogged) if begun else None
+        sweep_leftovers(run_dir / "checkpoints")
+        write_atomically(run_dir / "config.yaml", to_yaml(config))
+        (run_dir / EVALUATION).unlink(missing_ok=True)
+        with Tracker.open(config, run_dir, logged_step, console) as tracker:
+            run = _Run(config, run_dir, corpus, state, compute, tracker)
+            run.introduce(command)
+            loop = TrainingLoop(state, loader, config, compute, measure_peak_flops(compute))
+            exit_code = run.train_and_finish(loop, write_report)
+        console.result(str(run_dir))
+        return exit_code
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run whose parts are all there."""
+
+    config: TrainConfig
+    run_dir: Path
+    corpus: PreparedCorpus
+    state: TrainingState
+    compute: Compute
+    tracker: Tracker
+
+    def introduce(self, command: str) -> None:
+        """Say what is about to be done."""
+        config, trainer, train_split = self.config, self.config.trainer, self.corpus.splits["train"]
+        limits = [f"{trainer.max_steps:,} steps"] if trainer.max_steps else []
+        limits += [f"{trainer.max_seconds:,.0f} seconds"] if trainer.max_seconds else []
+        note = self.tracker.note
+        note(
+            f"corpus: {config.data.name}, {train_split.num_documents:,} documents, {train_split.num_tokens:,} tokens "
+            f"to train on, vocabulary of {self.corpus.tokenizer.vocab_size:,}"
+        )
+        note(f"model: {config.model.name}, {self.state.model.num_parameters():,} parameters, on {self.compute}")
+        note(f"length: {' or '.join(limits)} of {trainer.batch_size * trainer.sequence_length:,} tokens")
+        if self.state.step:
+            note(f"continuing after step {self.state.step:,}")
+        note(f"to continue this run after an interruption: {command}")
+
+    def train_and_finish(self, loop: TrainingLoop, write_report: WriteReport) -> int:
+        """Run the loop, then leave what a finished run holds; ``evaluation.json`` is the last file."""
+        with loop.stop:
+            try:
+                evaluation = loop.run(self.tracker, lambda: self.evaluate(loop.stop), self.publish_checkpoint)
+                evaluation = evaluation or self.evaluate(loop.stop)
+            except StopRequested as signal:
+                self.publish_checkpoint()
+                self.tracker.note(
+                    f"stopped by {signal} after step {self.state.step:,}; the same command continues from there"
+                )
+                return STOPPED
+            samples = self.draw_samples()
+            write_atomically(self.run_dir / "samples.txt", "\n\n".join(samples) + "\n")
+            evaluation.write_documents(self.run_dir / "documents-val.npz")
+            content = evaluation.as_json(self.state.step)
+            write_report(self.run_dir, content)
+            self.show(evaluation, samples)
+            write_atomically(self.run_dir / EVALUATION, json.dumps(content, indent=2) + "\n")
+        return 0
+
+    def evaluate(self, stop: StopSignal) -> Evaluation:
+        """Score val; a signal ends the pass."""
+        return evaluate(
+            self.state.model,
+            self.corpus.splits["val"],
+            self.config.trainer.sequence_length,
+            self.config.evaluate,
+            loss_options(self.config),
+            self.compute,
+            progress=lambda *_: stop.check(),
+        )
+
+    def publish_checkpoint(self) -> None:
+        """Publish the state as it is; older checkpoints go only after that."""
+        self.tracker.sync()
+        save_checkpoint(self.run_dir, self.state, self.config, self.corpus.tokenizer, self.corpus.fingerprint)
+        prune_checkpoints(self.run_dir, self.config.trainer.keep_checkpoints)
+
+    def draw_samples(self) -> list[str]:
+        """The texts of ``sample.*``."""
+        config = self.config
+        return sample(
+            self.state.model,
+            self.corpus.tokenizer,
+            config.sample,
+            config.seed,
+            config.trainer.sequence_length,
+            loss_options(config),
+            self.compute,
+        )
+
+    def show(self, evaluation: Evaluation, samples: list[str]) -> None:
+        """Print samples and table, and mirror the figures and the report."""
+        self.tracker.console.result("\n\n".join(samples) + "\n")
+        values = {f"{evaluation.split}/{name}": value for name, value in evaluation.metrics().items()}
+        self.tracker.summary(*evaluation.table(self.state.step), values)
+        self.tracker.report(self.run_dir / "report.html")
+
+
+def _is_finished(config: TrainConfig, run_dir: Path) -> bool:
+    path = run_dir / EVALUATION
+    if not path.exists():
+        return False
+    try:
+        step = int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path}: not the evaluation of a run; remove it to evaluate the run again") from None
+    by_time = config.trainer.max_seconds is not None
+    if not by_time and run_progress(config.trainer, step, 0.0) < 1:
+        return False
+    console = Console()
+    console.note(f"{run_dir}: this run is finished ({step:,} steps, {EVALUATION} is there), so there is nothing to do.")
+    console.note("For a longer one raise trainer.max_steps; for a new one give another hydra.run.dir, or none.")
+    console.result(str(run_dir))
+    return True
+
+
+def _check_same_run(config: TrainConfig, run_dir: Path) -> None:
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        return
+    before, now = (flatten(c) for c in (from_yaml(path.read_text(encoding="utf-8"), TrainConfig), config))
+    differing = [
+        f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(CHANGEABLE)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{run_dir}: this directory holds a run with another configuration:\n"
+            + "\n".join(differing)
+            + "\nGive the same values to continue it, or another hydra.run.dir for a new run."
+        )
+    if config.trainer.resume == "never":
+        raise ConfigError(
+            f"{run_dir}: trainer.resume=never, but this directory holds a run already. "
+            "Use trainer.resume=auto to continue it, or give another hydra.run.dir."
+        )
+
+
+def _open_corpus(config: TrainConfig, console: Console) -> PreparedCorpus:
+    with console.progress(f"tokenizing {config.data.name}") as progress:
+        folder = prepare(config.data, config.tokenizer, progress)
+    corpus = open_prepared(folder)
+    for name in ("train", "val"):
+        if name not in corpus.splits or corpus.splits[name].num_tokens == 0:
+            raise DataError(f"data={config.data.name}: the {name} split is empty; give more text, or raise its share")
+    return corpus
+
+
+def _with_possible_prompt(config: TrainConfig, corpus: PreparedCorpus, console: Console) -> TrainConfig:
+    """The configuration, with an empty prompt where the vocabulary lacks the given one: that must not cost a run."""
+    try:
+        encode_prompt(corpus.tokenizer, config.sample)
+    except DataError as error:
+        console.note(f"sample.{error} The samples will begin a new document instead.")
+        return replace(config, sample=replace(config.sample, prompt=""))
+    return config
+
+
+def _build_state(config: TrainConfig, run_dir: Path, corpus: PreparedCorpus, compute: Compute) -> TrainingState:
+    """A new state, or that of the newest valid checkpoint of the run directory."""
+    torch.manual_seed(config.seed)
+    model = GPT(config.model, corpus.tokenizer.vocab_size).to(compute.device)
+    state = TrainingState(model, build_optimizer(model, config.optimizer))
+    checkpoint = newest_checkpoint(run_dir)
+    if checkpoint is None:
+        return state
+    if checkpoint.manifest.get("corpus") != corpus.fingerprint:
+        raise CheckpointError(
+            f"{checkpoint.path}: trained on another corpus or tokenizer than the one given now (fingerprint "
+            f"{checkpoint.manifest.get('corpus')} there, {corpus.fingerprint} now). Restore the text, or start in "
+            "another hydra.run.dir."
+        )
+    checkpoint.load_state(state)
+    return state

@@ -1,0 +1,54 @@
+"""Everything that a training step changes, and so everything that a checkpoint must hold."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanolm.model import GPT
+from nanolm.optim import Optimizers
+from nanolm.tracking import Line
+
+
+@dataclass
+class TrainingState:
+    """The model, its optimizers and its counters.
+
+    Batches, learning rates and dropout are pure functions of the seed and the step: there is no position in the
+    data and no random state to save.
+    """
+
+    model: GPT
+    optimizers: Optimizers
+    step: int = 0
+    """Steps completed, skipped ones included."""
+    tokens: int = 0
+    """Target tokens seen."""
+    seconds: float = 0.0
+    """Wall time of training, evaluations and checkpoints included, over all starts of the run."""
+    skipped_steps: int = 0
+    """Steps whose gradient was not finite, so that they left the weights as they were."""
+    unlogged: Line = field(default_factory=dict)
+    """Metrics of the last completed step while its evaluation is under way; then they are logged as one line."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the weights, which have a file of their own: tensors, numbers, lists and dictionaries."""
+        return {
+            "optimizers": self.optimizers.state_dict(),
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "skipped_steps": self.skipped_steps,
+            "unlogged": self.unlogged,
+        }
+
+    def load_state_dict(self, stored: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave.
+
+        Raises:
+            KeyError, ValueError: a part is missing or belongs to another optimizer.
+        """
+        self.optimizers.load_state_dict(stored["optimizers"])
+        self.step = int(stored["step"])
+        self.tokens = int(stored["tokens"])
+        self.seconds = float(stored["seconds"])
+        self.skipped_steps = int(stored["skipped_steps"])
+        self.unlogged = dict(stored["unlogged"])

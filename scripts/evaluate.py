@@ -1,0 +1,21 @@
+"""Score a split of a corpus with a checkpoint. See --help."""
+
+import os
+import sys
+
+# Python looks into the folder of a script first, where tokenize.py would stand in for the standard library's module.
+sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.realpath(__file__))]
+
+from nanolm.config import command_line
+from nanolm.config.schema import EvaluateScriptConfig
+
+
+def task(config: EvaluateScriptConfig) -> None:
+    """Leave the evaluation's files and print its table."""
+    from nanolm.inference import evaluate_checkpoint
+
+    evaluate_checkpoint(config)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run("evaluate", task))

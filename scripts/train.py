@@ -1,0 +1,24 @@
+"""Train a language model: text in; a trained, measured model out. See --help."""
+
+import os
+import sys
+
+# Python looks into the folder of a script first, where tokenize.py would stand in for the standard library's module.
+sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.realpath(__file__))]
+
+from pathlib import Path
+
+from nanolm.config import command_line
+from nanolm.config.schema import TrainConfig
+
+
+def task(config: TrainConfig, run_dir: Path, command: str) -> int:
+    """Train in a run directory, or continue what is there."""
+    from nanolm.report import write_run_report
+    from nanolm.training import train
+
+    return train(config, run_dir, command, write_run_report)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run("train", task))
