@@ -5,14 +5,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from nanolm.calibration.intervals import Interval
 from nanolm.config.schema import EvaluateScriptConfig, SampleScriptConfig
 from nanolm.data import PreparedCorpus, open_prepared, prepare
 from nanolm.device import resolve_compute
 from nanolm.errors import ConfigError, DataError
-from nanolm.evaluation import evaluate
+from nanolm.evaluation import Extras, calibration_json, evaluate, frequency_groups, table, try_fit_on_split
 from nanolm.files import write_atomically
 from nanolm.report import write_evaluation_report
-from nanolm.sampling import sample
+from nanolm.sampling import sample, with_temperature
 from nanolm.tracking import Console
 from nanolm.training import Checkpoint, find_checkpoint
 from nanolm.training.loop import loss_options
@@ -49,15 +50,30 @@ def evaluate_checkpoint(config: EvaluateScriptConfig) -> Path:
     compute = resolve_compute(config.device, config.precision)
     model = checkpoint.load_model(compute.device)
     options = loss_options(checkpoint.config)
+    how = (sequence_length, config.evaluate, options, compute)
+    calibration = checkpoint.calibration()
+    if calibration is None:  # a checkpoint of the middle of a run
+        with console.progress("fitting the temperature", unit="tokens") as progress:
+            calibration = calibration_json(try_fit_on_split(model, corpus.splits.get("calibration"), *how, progress))
+    temperature = _interval(calibration["temperature"])
+    if temperature is None:
+        console.note(f"no fitted temperature: {calibration['reason']}")
+    tokenizer, counted = checkpoint.tokenizer, corpus.splits.get("train", split)
+    groups = frequency_groups(counted, tokenizer.vocab_size, tokenizer.end_of_text_id)
+    extras = Extras(temperature.value if temperature else None, groups)
     with console.progress(f"scoring {config.split}", unit="tokens") as progress:
-        evaluation = evaluate(model, split, sequence_length, config.evaluate, options, compute, progress)
-    content = evaluation.as_json(checkpoint.step)
+        evaluation = evaluate(model, split, *how, progress, extras)
+    content = evaluation.as_json(checkpoint.step, temperature) | {"calibration": calibration}
     evaluation.write_documents(folder / f"documents-{config.split}.npz")
     write_evaluation_report(folder, checkpoint.path, content)
     write_atomically(folder / f"evaluation-{config.split}.json", json.dumps(content, indent=2) + "\n")
-    console.table(*evaluation.table(checkpoint.step))
+    console.table(*table(content))
     console.result(str(folder / f"evaluation-{config.split}.json"))
     return folder
+
+
+def _interval(entry: dict[str, float] | None) -> Interval | None:
+    return None if entry is None else Interval(entry["value"], entry.get("low"), entry.get("high"))
 
 
 def _open_corpus(checkpoint: Checkpoint, config: EvaluateScriptConfig, console: Console) -> PreparedCorpus:
@@ -86,6 +102,7 @@ def sample_checkpoint(config: SampleScriptConfig) -> list[str]:
     model = checkpoint.load_model(compute.device)
     context = checkpoint.config.trainer.sequence_length
     options = loss_options(checkpoint.config)
+    config = with_temperature(config, *checkpoint.fitted_temperature())
     texts = sample(model, checkpoint.tokenizer, config, config.seed, context, options, compute)
     Console().result("\n\n----\n\n".join(texts))
     return texts

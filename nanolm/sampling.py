@@ -1,5 +1,8 @@
 """Text in, text out: drawing continuations of a prompt from a model and its tokenizer."""
 
+from dataclasses import replace
+from typing import TypeVar
+
 import numpy as np
 import torch
 
@@ -10,6 +13,8 @@ from nanolm.errors import ConfigError, DataError
 from nanolm.loss import LossOptions
 from nanolm.model import GPT, generate
 from nanolm.seeds import derive_seed
+
+Config = TypeVar("Config", bound=SamplingConfig)
 
 
 def sample(
@@ -33,10 +38,10 @@ def sample(
         compute: where to run.
 
     Raises:
-        ConfigError, DataError: as ``encode_prompt``.
+        DataError: as ``encode_prompt``.
     """
     prompt_ids = encode_prompt(tokenizer, config)
-    assert config.temperature != "fitted", "encode_prompt refuses it"
+    assert config.temperature != "fitted", "with_temperature has put a number there"
     texts = []
     for number in range(config.num_samples):
         generator = torch.Generator().manual_seed(derive_seed(seed, number))
@@ -57,18 +62,25 @@ def sample(
     return texts
 
 
+def with_temperature(config: Config, fitted: float | None, reason: str) -> Config:
+    """The configuration with a number where it says ``temperature=fitted``.
+
+    Raises:
+        ConfigError: it says so and there is no fitted temperature, for this reason.
+    """
+    if config.temperature != "fitted":
+        return config
+    if fitted is None:
+        raise ConfigError(f"temperature=fitted: {reason}; or give a number, such as temperature=1.0")
+    return replace(config, temperature=fitted)
+
+
 def encode_prompt(tokenizer: Tokenizer, config: SamplingConfig) -> list[int]:
     """The ids that ``sample`` starts from: an end-of-text and the prompt.
 
     Raises:
-        ConfigError: ``temperature=fitted`` where no temperature is known.
         DataError: the tokenizer cannot represent the prompt.
     """
-    if config.temperature == "fitted":
-        raise ConfigError(
-            "temperature=fitted: no temperature is fitted yet (a checkpoint that has one holds calibration.json); "
-            "give a number, such as temperature=1.0"
-        )
     try:
         return [tokenizer.end_of_text_id, *tokenizer.encode(config.prompt).tolist()]
     except DataError as error:

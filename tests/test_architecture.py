@@ -14,7 +14,7 @@ ROOMS = [
     {"files", "device"},
     {"config"},
     {"loss", "model", "data", "tracking"},
-    {"optim"},
+    {"optim", "calibration"},
     {"evaluation", "sampling"},
     {"training"},
     {"report"},

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from nanolm.config.schema import EvaluateConfig, ModelConfig
 from nanolm.device import resolve_compute
-from nanolm.evaluation import evaluate, windows
+from nanolm.evaluation import Extras, evaluate, frequency_groups, windows
+from nanolm.evaluation.groups import position_group, position_names
+from nanolm.evaluation.sums import column
 from nanolm.loss import LossOptions
 from nanolm.model import GPT
 
@@ -88,28 +90,31 @@ def test_windows_score_every_target_once_with_the_promised_context(num_tokens, s
 def test_every_token_is_scored_as_a_pass_of_its_own_scores_it(model, stride, lengths):
     """The oracle: one forward pass and one log-softmax in float64 for each token."""
     split = make_split(lengths)
-    evaluation = run(model, split, sequence_length=8, stride=stride)
+    evaluation = run(model, split, sequence_length=8, stride=stride, extras=Extras(temperature=1.5))
 
     exact = GPT(MODEL, VOCAB).double().eval()
     exact.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
-    nll, confidence, correct = [], [], []
+    found = {name: [] for name in ("nll", "confidence", "correct", "entropy", "brier", "nll_at_temperature")}
     for window in windows(split.num_tokens, 8, stride or 8):
         for target in range(window.first_scored, window.end):
             context = torch.from_numpy(split.tokens[window.start : target + 1])
             logits = exact(context[None])[0, -1] @ exact.head_weight.T
             log_probabilities = logits.log_softmax(-1)
+            probabilities = log_probabilities.exp()
             answer = split.tokens[target + 1]
-            nll.append(-log_probabilities[answer].item())
-            confidence.append(log_probabilities.max().exp().item())
-            correct.append(int(log_probabilities.argmax()) == answer)
+            found["nll"].append(-log_probabilities[answer].item())
+            found["confidence"].append(probabilities.max().item())
+            found["correct"].append(int(probabilities.argmax()) == answer)
+            found["entropy"].append(-(probabilities * log_probabilities).sum().item())
+            found["brier"].append((probabilities - torch.eye(VOCAB)[answer]).square().sum().item())
+            found["nll_at_temperature"].append(-(logits / 1.5).log_softmax(-1)[answer].item())
     ends = np.cumsum([0, *lengths])
-    for values, sums in (
-        (nll, evaluation.nll_sum),
-        (confidence, evaluation.confidence_sum),
-        (correct, evaluation.num_correct),
-    ):
+    for name, values in found.items():
         expected = [sum(values[first:last]) for first, last in itertools.pairwise(ends)]
-        np.testing.assert_allclose(sums, expected, rtol=2e-5)
+        np.testing.assert_allclose(column(evaluation.documents, name), expected, rtol=2e-5, atol=1e-6)
+        if evaluation.blocks is not None:
+            np.testing.assert_allclose(column(evaluation.blocks, name).sum(), sum(expected), rtol=2e-5)
+    nll, correct = found["nll"], found["correct"]
 
     metrics = evaluation.metrics()
     total_bytes = sum(3 * (length - 1) for length in lengths)
@@ -118,6 +123,10 @@ def test_every_token_is_scored_as_a_pass_of_its_own_scores_it(model, stride, len
     assert metrics["nll"] == pytest.approx(np.mean(nll), rel=1e-5)  # the mean over tokens, not over documents
     assert metrics["perplexity"] == pytest.approx(math.exp(np.mean(nll)), rel=1e-5)
     assert metrics["accuracy"] == pytest.approx(np.mean(correct))
+    values = evaluation.values()
+    assert values["entropy_gap"] == pytest.approx(np.mean(nll) - np.mean(found["entropy"]), abs=1e-5)
+    assert values["calibration_error"] == pytest.approx(np.mean(nll) - np.mean(found["nll_at_temperature"]), abs=1e-5)
+    assert values["ece"] == pytest.approx(evaluation.meter.ece(), abs=1e-7)
 
 
 def test_the_number_of_windows_per_pass_changes_nothing(model):
@@ -173,9 +182,57 @@ def test_files_hold_the_sums(model, tmp_path):
     with np.load(tmp_path / "documents-val.npz") as documents:
         np.testing.assert_array_equal(documents["num_tokens"], [20, 33, 5])
         np.testing.assert_array_equal(documents["num_bytes"], [57, 96, 12])
-        np.testing.assert_array_equal(documents["nll_sum"], evaluation.nll_sum)
+        np.testing.assert_array_equal(documents["nll_sum"], column(evaluation.documents, "nll"))
+        np.testing.assert_array_equal(documents["bin_count"].sum(axis=1), [20, 33, 5])
+        assert documents["block_num_tokens"].sum() == 58
+        assert "nll_at_temperature_sum" not in documents
     content = json.loads(json.dumps(evaluation.as_json(step=7)))
-    assert content["nll"] == {"value": evaluation.metrics()["nll"], "low": None, "high": None}
+    nll = content["nll"]
+    assert nll["low"] < nll["value"] == evaluation.metrics()["nll"] < nll["high"]
+    assert content["smooth_ece"]["low"] is None  # no interval for what is no function of sums
     expected = {"split": "val", "step": 7, "num_tokens": 58, "num_documents": 3, "num_bytes": 165}
     assert expected.items() <= content.items()
     assert (content["sequence_length"], content["stride"]) == (8, 4)
+    assert "3 documents are too few" in content["intervals"]
+
+
+def test_many_documents_are_resampled_themselves(model):
+    evaluation = run(model, make_split([4] * 30))
+    assert evaluation.blocks is None
+    assert evaluation.resampling == "95 % bootstrap over 30 documents"
+    low, high = (evaluation.intervals()["perplexity"].low, evaluation.intervals()["perplexity"].high)
+    nll = evaluation.intervals()["nll"]
+    assert (low, high) == pytest.approx((math.exp(nll.low), math.exp(nll.high)))
+
+
+def test_slices_divide_the_split(model):
+    split = make_split([20, 33, 5])
+    evaluation = run(model, split, extras=Extras(groups=frequency_groups(split, VOCAB, end_of_text_id=0)))
+    for kind in ("frequency", "position"):
+        slices = evaluation.slices[kind]
+        assert sum(group.num_tokens for group in slices) == 58
+        whole = sum(group.num_tokens * group.metrics["nll"] for group in slices) / 58
+        assert whole == pytest.approx(evaluation.metrics()["nll"])
+    assert {group.name: group.num_tokens for group in evaluation.slices["frequency"]}["end of text"] == 3
+
+
+def test_deciles_of_frequency_each_hold_about_a_tenth_of_the_text():
+    generator = np.random.default_rng(0)
+    tokens = np.append(0, generator.integers(1, 1001, 100_000))
+    train = SimpleNamespace(num_tokens=100_000, read=lambda start, length: tokens[start : start + length])
+    groups = frequency_groups(train, 1001, end_of_text_id=0)
+    shares = np.bincount(groups.of_id[tokens[1:]], minlength=11) / 100_000
+    np.testing.assert_allclose(shares[:10], 0.1, atol=0.002)
+    assert shares[10] == 0
+    counts = np.bincount(tokens[1:], minlength=1001)
+    means = [counts[1:][groups.of_id[1:] == decile].mean() for decile in range(10)]
+    assert means == sorted(means, reverse=True)
+
+
+def test_positions_are_grouped_by_powers_of_two():
+    names = position_names(10)
+    assert names == ["0", "1", "2–3", "4–7", "8–9"]
+    assert [names[group] for group in position_group(np.arange(10))] == [
+        "0", "1", "2–3", "2–3", "4–7", "4–7", "4–7", "4–7", "8–9", "8–9"
+    ]  # fmt: skip
+    assert position_names(1) == ["0"]

@@ -9,7 +9,7 @@ from nanolm.device import resolve_compute
 from nanolm.errors import ConfigError
 from nanolm.loss import LossOptions
 from nanolm.model import GPT
-from nanolm.sampling import sample
+from nanolm.sampling import sample, with_temperature
 
 SAMPLING = SamplingConfig(prompt="", num_samples=3, max_new_tokens=12, temperature=1.0, top_k=None, top_p=None)
 
@@ -48,6 +48,9 @@ def test_the_models_own_temperature_and_softcap_shape_the_draws(draw):
     assert draw(LossOptions(softcap=0.01)) != draw()
 
 
-def test_fitted_needs_a_fit(draw):
-    with pytest.raises(ConfigError, match="temperature=fitted"):
-        draw(temperature="fitted")
+def test_fitted_needs_a_fit():
+    wanted = replace(SAMPLING, temperature="fitted")
+    assert with_temperature(wanted, 1.25, "") == replace(SAMPLING, temperature=1.25)
+    assert with_temperature(SAMPLING, None, "no fit") == SAMPLING
+    with pytest.raises(ConfigError, match="temperature=fitted: no fit; or give a number"):
+        with_temperature(wanted, None, "no fit")

@@ -20,6 +20,7 @@ TINY = [
     "trainer.device=cpu",
     "trainer.max_steps=4",
     "trainer.batch_size=4",
+    "trainer.checkpoint_every=2",
     "trainer.sequence_length=16",
     "sample.max_new_tokens=5",
     "wandb.mode=disabled",
@@ -151,6 +152,7 @@ def test_a_stopped_run_continues_by_the_command_it_printed(tmp_path, corpus_file
         "tokenizer=byte",
         *TINY,
         "trainer.max_steps=100000",
+        "trainer.checkpoint_every=null",
         "trainer.log_every=1",
         cwd=tmp_path,
     )
@@ -199,7 +201,7 @@ BAD_INPUT = [
     ("train", ["data=text", "data.path=empty.txt"], ["empty.txt", "empty"]),
     ("train", ["data=text", "data.path=random.bin"], ["random.bin", "UTF-8"]),
     ("train", ["data=text", "data.path=short.txt", "tokenizer=byte"], ["trainer.sequence_length"]),
-    ("train", ["data=text", "data.path=text.txt", "sample.temperature=fitted"], ["temperature=fitted"]),
+    ("train", ["sample.temperature=fitted", "data.calibration_fraction=0"], ["sample.temperature", "calibration"]),
     ("train", ["tokenizer.vocab_size=10"], ["tokenizer.vocab_size", "257", "10"]),
     ("train", ["modle=nano"], ["modle", "model"]),
     ("train", ["model=nanoo"], ["nanoo", "nano"]),
@@ -242,9 +244,11 @@ def test_a_split_or_temperature_that_is_not_there(trained):
     assert code == 2
     assert "split=shifted" in err
     assert "val" in err
-    code, _, err = call("sample", f"checkpoint={run_dir}", "temperature=fitted", cwd=folder)
+    first = run_dir / "checkpoints" / "step-00000002"
+    code, _, err = call("sample", f"checkpoint={first}", "temperature=fitted", cwd=folder)
     assert code == 2
     assert "temperature=fitted" in err
+    assert "Finish the run" in err
     code, _, err = call("evaluate", f"checkpoint={run_dir}", "evaluate.stride=17", cwd=folder)
     assert code == 2
     assert "evaluate.stride" in err

@@ -59,6 +59,11 @@ def _contradictions(config: Any) -> Iterator[str]:
         yield from _optimizer(config.optimizer)
         yield from _schedule(config.schedule)
         yield from _trainer(config.trainer)
+        if config.sample.temperature == "fitted" and config.data.calibration_fraction == 0:
+            yield (
+                "sample.temperature: fitted needs a calibration split to fit it on; raise data.calibration_fraction, "
+                "or give a number"
+            )
         stride, length = config.evaluate.stride, config.trainer.sequence_length
         if stride is not None and stride > length:
             yield (

@@ -1,4 +1,4 @@
-"""Figures as inline SVG."""
+"""Figures of the pages."""
 
 import io
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def training_curve(metrics: Sequence[dict[str, Any]]) -> Markup:
     axes.plot([line["tokens"] for line in val], [line["val/nll"] for line in val], "o-", color=VAL, label="val")
     axes.set(xlabel="tokens seen", ylabel="NLL (nats per token)")
     axes.legend(frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def document_scatter(
@@ -39,7 +39,63 @@ def document_scatter(
         axes.axhline(whole, color=TRAIN, linewidth=1.5, label=f"whole split: {whole:.3f}")
         axes.legend(frameon=False)
     axes.set(xlabel="UTF-8 bytes of the document", ylabel="bits per byte", xscale="log")
-    return _svg(figure)
+    return svg(figure)
+
+
+def reliability_diagram(reliability: dict[str, dict[str, list[float]]]) -> Figure:
+    """Accuracy against confidence in 15 bins over a histogram of confidence, at T = 1 and at the fitted T.
+
+    ``reliability`` maps "1" and, where there is one, "fitted" to count, confidence and accuracy of each bin.
+    """
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes, shares = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    axes.plot([0, 1], [0, 1], color="#9ca3af", linewidth=1, linestyle="--", label="calibrated")
+    edges = np.linspace(0, 1, len(reliability["1"]["count"]) + 1)
+    for name, color, label in (("fitted", TRAIN, "at the fitted temperature"), ("1", VAL, "as trained")):
+        if name not in reliability:
+            continue
+        count, confidence, accuracy = (
+            np.array(reliability[name][part]) for part in ("count", "confidence", "accuracy")
+        )
+        filled = count > 0
+        axes.plot(confidence[filled], accuracy[filled], "o-", color=color, markersize=4, linewidth=1.4, label=label)
+        shares.stairs(
+            count / max(count.sum(), 1), edges, color=color, fill=name == "1", alpha=0.5 if name == "1" else 1
+        )
+    axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(frameon=False)
+    shares.set(xlabel="confidence (largest probability)", ylabel="share of tokens")
+    for part in (axes, shares):
+        part.spines[["top", "right"]].set_visible(False)
+        part.grid(alpha=0.25)
+    return figure
+
+
+def temperature_curve(curve: dict[str, list[float]], fitted: float, points: dict[float, float]) -> Markup:
+    """NLL against T on the calibration split, its optimum, and ``points`` of T and NLL on the scored split."""
+    figure, axes = _figure()
+    axes.plot(curve["temperature"], curve["nll"], color=TRAIN, linewidth=1.8, label="calibration split (a part of it)")
+    axes.axvline(fitted, color=TRAIN, linestyle=":", label=f"fitted: T = {fitted:.4g}")
+    axes.plot(list(points), list(points.values()), "o", color=VAL, label="the split scored here")
+    axes.set(xlabel="temperature", ylabel="NLL (nats per token)", xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.legend(frameon=False)
+    return svg(figure)
+
+
+def slice_figure(slices: Sequence[dict[str, Any]], xlabel: str) -> Markup:
+    """ECE and entropy gap of groups of tokens."""
+    figure, axes = _figure()
+    place = np.arange(len(slices))
+    for offset, name, color, label in ((-0.2, "ece", TRAIN, "ECE"), (0.2, "entropy_gap", VAL, "entropy gap (nats)")):
+        values = np.array([group.get(name) or 0.0 for group in slices], dtype=float)
+        axes.bar(place + offset, values, 0.4, color=color, label=label)
+    axes.axhline(0, color="#6b7280", linewidth=0.8)
+    axes.set_xticks(place, [group["name"] for group in slices], rotation=30, ha="right")
+    axes.set(xlabel=xlabel)
+    axes.legend(frameon=False)
+    return svg(figure)
 
 
 def running_mean(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
@@ -61,10 +117,18 @@ def _figure() -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _svg(figure: Figure) -> Markup:
+def png(figure: Figure) -> bytes:
+    """A figure as an image, for places that do not take SVG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return content.getvalue()
+
+
+def svg(figure: Figure) -> Markup:
+    """A figure as inline SVG; the same figure gives the same bytes."""
     content = io.StringIO()
     # A fixed salt and no date: the same run gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "nanolm", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(content, format="svg", metadata={"Date": None})
-    svg = content.getvalue()
-    return Markup(svg[svg.index("<svg") :])
+    text = content.getvalue()
+    return Markup(text[text.index("<svg") :])

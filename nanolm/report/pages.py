@@ -6,14 +6,17 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from nanolm.evaluation import MEANINGS
+from nanolm.evaluation import MEANINGS, interval_text
 from nanolm.files import write_atomically
 from nanolm.report import figures
 from nanolm.tracking import read_metrics
 
 
-def write_run_report(run_dir: Path, evaluation: dict[str, Any]) -> None:
-    """Write ``report.html`` of a training run from its directory and the content of ``evaluation.json``."""
+def write_run_report(run_dir: Path, evaluation: dict[str, Any]) -> bytes:
+    """Write ``report.html`` of a training run from its directory and the content of ``evaluation.json``.
+
+    Returns the reliability diagram as PNG, for mirrors that take no page.
+    """
     metrics = read_metrics(run_dir / "metrics.jsonl")
     seconds = metrics[-1]["train/seconds"]
     _write(
@@ -26,6 +29,7 @@ def write_run_report(run_dir: Path, evaluation: dict[str, Any]) -> None:
         samples=(run_dir / "samples.txt").read_text(encoding="utf-8"),
         config=(run_dir / "config.yaml").read_text(encoding="utf-8"),
     )
+    return figures.png(figures.reliability_diagram(evaluation["reliability"]))
 
 
 def write_evaluation_report(folder: Path, checkpoint: Path, evaluation: dict[str, Any]) -> None:
@@ -38,6 +42,25 @@ def write_evaluation_report(folder: Path, checkpoint: Path, evaluation: dict[str
         evaluation=evaluation,
         documents=_document_figure(folder / f"documents-{split}.npz", evaluation),
     )
+
+
+def _calibration_figures(evaluation: dict[str, Any]) -> dict[str, str | None]:
+    """The figures of an evaluation that has what they show."""
+    calibration, slices = evaluation.get("calibration") or {}, evaluation["slices"]
+    temperature_figure = None
+    if calibration.get("temperature"):
+        fitted = calibration["temperature"]["value"]
+        points = {1.0: evaluation["nll"]["value"], fitted: evaluation["nll_at_temperature"]["value"]}
+        temperature_figure = figures.temperature_curve(calibration["curve"], fitted, points)
+    return {
+        "reliability": figures.svg(figures.reliability_diagram(evaluation["reliability"])),
+        "temperature": temperature_figure,
+        "no_temperature": calibration.get("reason"),
+        "by_frequency": slices.get("frequency")
+        and figures.slice_figure(slices["frequency"], "frequency of the token in the training text, deciles"),
+        "by_position": slices.get("position")
+        and figures.slice_figure(slices["position"], "tokens of context before the one predicted from"),
+    }
 
 
 def _document_figure(path: Path, evaluation: dict[str, Any]) -> str:
@@ -56,6 +79,9 @@ def _write(path: Path, **content: Any) -> None:
         trim_blocks=True,
     )
     page = environment.get_template("report.html").render(
-        {"curve": None, "samples": None, "config": None, "rows": MEANINGS} | content
+        {"curve": None, "samples": None, "config": None}
+        | _calibration_figures(content["evaluation"])
+        | {"rows": [row for row in MEANINGS.items() if row[0] in content["evaluation"]], "interval_text": interval_text}
+        | content
     )
     write_atomically(path, page + "\n")

@@ -86,9 +86,12 @@ class Tracker:
         self.console.table(title, rows)
         self._wandb.summary(values)
 
-    def report(self, path: Path) -> None:
-        """Show the finished report on the run's page at wandb."""
-        self._wandb.report(path)
+    def report(self, path: Path, diagram: bytes, reliability: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+        """Show the finished report on the run's page at wandb, with its reliability diagram as PNG and as lines.
+
+        ``reliability`` maps the name of a line to ``confidence`` and ``accuracy`` of its bins, with their ``count``.
+        """
+        self._wandb.report(path, diagram, reliability)
 
     def close(self, exit_code: int) -> None:
         """Close all three, the metrics file first; a second call does nothing."""

@@ -19,7 +19,7 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -72,6 +72,7 @@ class WandbMirror:
         self._note = note
         self._process: subprocess.Popen[bytes] | None = None
         self._ending = False
+        self._folder = run_directory / "wandb"
         mode = choose_mode(config, os.environ)
         if mode == "disabled":
             return
@@ -81,7 +82,7 @@ class WandbMirror:
                     "mode": mode,
                     "run_directory": str(run_directory),
                     "metrics": str(metrics),
-                    "id": _run_id(run_directory / "wandb" / "run-id"),
+                    "id": _run_id(self._folder / "run-id"),
                     "project": config.project,
                     "entity": config.entity,
                     "group": config.group,
@@ -144,9 +145,21 @@ class WandbMirror:
         """Set values of the run's summary, such as the results of its evaluation."""
         self._send({"summary": dict(values)})
 
-    def report(self, path: Path) -> None:
-        """Show an HTML file on the run's page."""
-        self._send({"report": str(path)})
+    def report(self, path: Path, diagram: bytes, reliability: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+        """Show an HTML file and the reliability diagram, as PNG and as lines, on the run's page."""
+        if self._process is None:
+            return
+        image = self._folder / "reliability.png"
+        try:
+            write_atomically(image, diagram)
+        except OSError as error:
+            self._note(f"wandb gets no reliability diagram: {error}")
+            return
+        lines = {
+            name: [[c, a] for n, c, a in zip(*(line[k] for k in ("count", "confidence", "accuracy")), strict=True) if n]
+            for name, line in reliability.items()
+        }
+        self._send({"report": str(path), "image": str(image), "reliability": lines})
 
     def close(self, exit_code: int, timeout: float = 30.0) -> None:
         """Let wandb finish, for at most ``timeout`` seconds; then it is killed, its local files stay."""

@@ -166,8 +166,6 @@ def mirror(messages: Messages, user: User) -> None:
         return
     sys.argv = job["argv"]  # what wandb shows as the program
     run = start_run(job, user)
-    import wandb
-
     mirrored = Mirror(run, job["metrics"])
     while True:
         message = messages.next(SECONDS_BETWEEN_READS)
@@ -175,10 +173,26 @@ def mirror(messages: Messages, user: User) -> None:
         if "summary" in message:
             run.summary.update(message["summary"])
         if "report" in message:
-            run.summary["report"] = wandb.Html(message["report"], inject=False)
+            show_report(run, message)
         if "finish" in message:
             mirrored.finish(message["finish"])
             return
+
+
+def show_report(run: Any, message: dict[str, Any]) -> None:
+    """The page, and the reliability diagram as an image and as lines that can be read off."""
+    import wandb
+
+    run.summary["report"] = wandb.Html(message["report"], inject=False)
+    lines = {"calibrated": [[0, 0], [1, 1]]} | message["reliability"]
+    chart = wandb.plot.line_series(
+        xs=[[x for x, _ in line] for line in lines.values()],
+        ys=[[y for _, y in line] for line in lines.values()],
+        keys=list(lines),
+        title="Reliability",
+        xname="confidence",
+    )
+    run.log({"reliability": chart, "reliability_diagram": wandb.Image(message["image"])})
 
 
 def first_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ changed afterwards is noticed.
 
 import json
 import logging
+import math
 import pickle
 import re
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ WEIGHTS, STATE, CONFIG, TOKENIZER, MANIFEST = (
     "tokenizer.json",
     "manifest.json",
 )
+CALIBRATION = "calibration.json"
+"""In the last checkpoint of a run only: its fitted temperature, or the reason why there is none."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +47,16 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    run_dir: Path, state: TrainingState, config: TrainConfig, tokenizer: Tokenizer, corpus_fingerprint: str
+    run_dir: Path,
+    state: TrainingState,
+    config: TrainConfig,
+    tokenizer: Tokenizer,
+    corpus_fingerprint: str,
+    calibration: dict[str, Any] | None = None,
 ) -> Path:
     """Publish the state after its last completed step; returns the checkpoint's folder.
+
+    ``calibration`` is the content of ``calibration.json`` where the temperature was fitted.
 
     Raises:
         OSError: the disk is full or failing; checkpoints that were there before are untouched.
@@ -57,6 +67,8 @@ def save_checkpoint(
         torch.save(state.state_dict(), folder / STATE)
         (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
         tokenizer.save(folder / TOKENIZER)
+        if calibration is not None:
+            (folder / CALIBRATION).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
         manifest = {
             "format": FORMAT,
             "nanolm": nanolm.__version__,
@@ -127,6 +139,39 @@ class Checkpoint:
     def run_dir(self) -> Path:
         """The run directory it lies in, or the folder beside it when it was moved out of one."""
         return self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path.parent
+
+    def calibration(self) -> dict[str, Any] | None:
+        """The content of ``calibration.json``: a fitted ``temperature``, or null with a ``reason``; None without one.
+
+        Raises:
+            CheckpointError: it is not what a run writes.
+        """
+        if CALIBRATION not in self.manifest["files"]:
+            return None
+        path = self.path / CALIBRATION
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            temperature = content["temperature"]
+            if temperature is None:
+                str(content["reason"])
+            elif not 0 < float(temperature["value"]) < math.inf:
+                raise ValueError(f"a temperature of {temperature['value']}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: expected a fitted temperature, found {error!r}") from None
+        assert isinstance(content, dict), "a list has no key temperature"
+        return content
+
+    def fitted_temperature(self) -> tuple[float | None, str]:
+        """The fitted temperature; None with the reason, and what to do, where there is none."""
+        calibration = self.calibration()
+        if calibration is None:
+            return None, (
+                f"{self.path} has no fitted temperature: it is not the last checkpoint of a finished run. Finish the "
+                "run, with the same command"
+            )
+        if calibration["temperature"] is None:
+            return None, f"{self.path} has no fitted temperature: {calibration['reason']}"
+        return float(calibration["temperature"]["value"]), ""
 
     def load_model(self, device: torch.device) -> GPT:
         """The model with its weights, in evaluation mode."""

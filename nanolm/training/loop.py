@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from nanolm.calibration import confidence_histogram
 from nanolm.config.schema import TrainConfig, TrainerConfig
 from nanolm.data import Loader
 from nanolm.device import Compute
@@ -127,17 +128,20 @@ class TrainingLoop:
         state.model.train()
         torch.manual_seed(derive_seed(self.config.seed, state.step))  # dropout, a function of seed and step
         sums = torch.zeros(5, dtype=torch.float64, device=self.compute.device)
+        histogram = torch.zeros(3, 15, dtype=torch.float64, device=self.compute.device)
         for inputs, targets in micro_batches:
             self.stop.check()
             result = self._forward(inputs, targets)
             (result.objective / max(num_tokens, 1)).backward()  # type: ignore[no-untyped-call]
             sums += _sums(result)
+            histogram += confidence_histogram(result)
 
         parameters = list(state.model.parameters())
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, trainer.max_grad_norm or math.inf))
         objective, nll, correct, confidence, entropy = (sums / max(num_tokens, 1)).tolist()
         if math.isfinite(grad_norm) and math.isfinite(objective):
             state.optimizers.step(factor)
+            state.trailing.add(histogram)
             self._skipped_in_a_row = 0
         else:
             self._skip()
@@ -154,6 +158,7 @@ class TrainingLoop:
             "train/confidence": confidence,
             "train/entropy": entropy,
             "train/entropy_gap": nll - entropy,
+            "train/ece": state.trailing.ece(),
             "train/grad_norm": grad_norm,
             "train/learning_rate": factor * self.config.optimizer.learning_rate,
         }

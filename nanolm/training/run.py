@@ -13,18 +13,28 @@ from nanolm.config.schema import TrainConfig
 from nanolm.data import Loader, PreparedCorpus, open_prepared, prepare
 from nanolm.device import Compute, measure_peak_flops, resolve_compute
 from nanolm.errors import CheckpointError, ConfigError, DataError
-from nanolm.evaluation import Evaluation, evaluate
+from nanolm.evaluation import (
+    Evaluation,
+    Extras,
+    FittedTemperature,
+    calibration_json,
+    evaluate,
+    frequency_groups,
+    summary_values,
+    table,
+    try_fit_on_split,
+)
 from nanolm.files import lock, sweep_leftovers, write_atomically
 from nanolm.model import GPT
 from nanolm.optim import build_optimizer
-from nanolm.sampling import encode_prompt, sample
+from nanolm.sampling import encode_prompt, sample, with_temperature
 from nanolm.tracking import Console, Tracker
 from nanolm.training.checkpoint import newest_checkpoint, prune_checkpoints, save_checkpoint
 from nanolm.training.loop import TrainingLoop, loss_options, run_progress
 from nanolm.training.state import TrainingState
-from nanolm.training.stop import StopRequested, StopSignal
+from nanolm.training.stop import StopRequested
 
-WriteReport = Callable[[Path, dict[str, Any]], None]
+WriteReport = Callable[[Path, dict[str, Any]], bytes]
 
 STOPPED = 3
 EVALUATION = "evaluation.json"
@@ -53,7 +63,7 @@ def train(config: TrainConfig, run_dir: Path, command: str, write_report: WriteR
         run_dir: the run directory, which exists.
         command: what the user types to continue this run; printed at the start.
         write_report: makes ``report.html`` from the run directory and the content of ``evaluation.json``, which
-            is published after it as the last of all files.
+            is published after it as the last of all files; returns the reliability diagram as PNG.
 
     Returns:
         The exit code: 0 when the run is finished, 3 when it was stopped on request with a valid checkpoint.
@@ -87,7 +97,7 @@ def train(config: TrainConfig, run_dir: Path, command: str, write_report: WriteR
         return exit_code
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
     """A run whose parts are all there."""
 
@@ -97,6 +107,8 @@ class _Run:
     state: TrainingState
     compute: Compute
     tracker: Tracker
+    calibration: FittedTemperature | str | None = None
+    """Known once the last step is done: the fitted temperature, or the reason why there is none."""
 
     def introduce(self, command: str) -> None:
         """Say what is about to be done."""
@@ -118,8 +130,10 @@ class _Run:
         """Run the loop, then leave what a finished run holds; ``evaluation.json`` is the last file."""
         with loop.stop:
             try:
-                evaluation = loop.run(self.tracker, lambda: self.evaluate(loop.stop), self.publish_checkpoint)
-                evaluation = evaluation or self.evaluate(loop.stop)
+                evaluation = loop.run(self.tracker, lambda: self.evaluate(loop), self.publish_checkpoint)
+                if evaluation is None:  # the steps were all done before; what follows them was not
+                    evaluation = self.evaluate(loop)
+                    self.publish_checkpoint()
             except StopRequested as signal:
                 self.publish_checkpoint()
                 self.tracker.note(
@@ -129,49 +143,73 @@ class _Run:
             samples = self.draw_samples()
             write_atomically(self.run_dir / "samples.txt", "\n\n".join(samples) + "\n")
             evaluation.write_documents(self.run_dir / "documents-val.npz")
-            content = evaluation.as_json(self.state.step)
-            write_report(self.run_dir, content)
-            self.show(evaluation, samples)
+            fitted = self.calibration if isinstance(self.calibration, FittedTemperature) else None
+            content = evaluation.as_json(self.state.step, fitted.interval if fitted else None)
+            content["calibration"] = self.calibration_json()
+            diagram = write_report(self.run_dir, content)
+            self.show(content, samples, diagram)
             write_atomically(self.run_dir / EVALUATION, json.dumps(content, indent=2) + "\n")
         return 0
 
-    def evaluate(self, stop: StopSignal) -> Evaluation:
-        """Score val; a signal ends the pass."""
-        return evaluate(
-            self.state.model,
-            self.corpus.splits["val"],
-            self.config.trainer.sequence_length,
-            self.config.evaluate,
-            loss_options(self.config),
-            self.compute,
-            progress=lambda *_: stop.check(),
-        )
+    def evaluate(self, loop: TrainingLoop) -> Evaluation:
+        """Score val; after the last step also at the temperature that is fitted before. A signal ends either."""
+        config, corpus, extras = self.config, self.corpus, Extras()
+
+        def look_for_signal(*_: int) -> None:
+            loop.stop.check()
+
+        how = (config.trainer.sequence_length, config.evaluate, loss_options(config), self.compute, look_for_signal)
+        if loop.finished:
+            self.calibration = try_fit_on_split(self.state.model, corpus.splits.get("calibration"), *how)
+            fitted = self.calibration.fit.temperature if isinstance(self.calibration, FittedTemperature) else None
+            tokenizer = corpus.tokenizer
+            groups = frequency_groups(corpus.splits["train"], tokenizer.vocab_size, tokenizer.end_of_text_id)
+            extras = Extras(fitted, groups)
+        return evaluate(self.state.model, corpus.splits["val"], *how, extras)
+
+    def calibration_json(self) -> dict[str, Any] | None:
+        """The content of ``calibration.json``; None before the last step."""
+        return None if self.calibration is None else calibration_json(self.calibration)
 
     def publish_checkpoint(self) -> None:
         """Publish the state as it is; older checkpoints go only after that."""
         self.tracker.sync()
-        save_checkpoint(self.run_dir, self.state, self.config, self.corpus.tokenizer, self.corpus.fingerprint)
+        save_checkpoint(
+            self.run_dir,
+            self.state,
+            self.config,
+            self.corpus.tokenizer,
+            self.corpus.fingerprint,
+            self.calibration_json(),
+        )
         prune_checkpoints(self.run_dir, self.config.trainer.keep_checkpoints)
 
     def draw_samples(self) -> list[str]:
-        """The texts of ``sample.*``."""
+        """The texts of ``sample.*``; at temperature 1 where the fitted one was wanted and there is none."""
         config = self.config
+        fitted = 1.0
+        if isinstance(self.calibration, FittedTemperature):
+            fitted = self.calibration.fit.temperature
+        elif config.sample.temperature == "fitted":
+            self.tracker.note(f"sample.temperature=fitted: {self.calibration}; the samples are drawn at temperature 1")
         return sample(
             self.state.model,
             self.corpus.tokenizer,
-            config.sample,
+            with_temperature(config.sample, fitted, ""),
             config.seed,
             config.trainer.sequence_length,
             loss_options(config),
             self.compute,
         )
 
-    def show(self, evaluation: Evaluation, samples: list[str]) -> None:
+    def show(self, content: dict[str, Any], samples: list[str], diagram: bytes) -> None:
         """Print samples and table, and mirror the figures and the report."""
         self.tracker.console.result("\n\n".join(samples) + "\n")
-        values = {f"{evaluation.split}/{name}": value for name, value in evaluation.metrics().items()}
-        self.tracker.summary(*evaluation.table(self.state.step), values)
-        self.tracker.report(self.run_dir / "report.html")
+        if isinstance(self.calibration, str):
+            self.tracker.note(f"no temperature was fitted: {self.calibration}")
+        self.tracker.summary(*table(content), summary_values(content))
+        lines = {f"T = {name}": line for name, line in content["reliability"].items()}
+        self.tracker.report(self.run_dir / "report.html", diagram, lines)
 
 
 def _is_finished(config: TrainConfig, run_dir: Path) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from nanolm.calibration import TrailingCalibration
 from nanolm.model import GPT
 from nanolm.optim import Optimizers
 from nanolm.tracking import Line
@@ -26,6 +27,8 @@ class TrainingState:
     """Wall time of training, evaluations and checkpoints included, over all starts of the run."""
     skipped_steps: int = 0
     """Steps whose gradient was not finite, so that they left the weights as they were."""
+    trailing: TrailingCalibration = field(default_factory=TrailingCalibration)
+    """Confidence and accuracy of the last 65,536 tokens or more, for ``train/ece``."""
     unlogged: Line = field(default_factory=dict)
     """Metrics of the last completed step while its evaluation is under way; then they are logged as one line."""
 
@@ -37,6 +40,7 @@ class TrainingState:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "skipped_steps": self.skipped_steps,
+            "trailing": self.trailing.state_dict(),
             "unlogged": self.unlogged,
         }
 
@@ -51,4 +55,5 @@ class TrainingState:
         self.tokens = int(stored["tokens"])
         self.seconds = float(stored["seconds"])
         self.skipped_steps = int(stored["skipped_steps"])
+        self.trailing.load_state_dict(stored["trailing"])
         self.unlogged = dict(stored["unlogged"])

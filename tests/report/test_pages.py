@@ -17,8 +17,12 @@ EVALUATION = {
     "stride": 4,
     **{
         name: {"value": 0.25, "low": None, "high": None}
-        for name in ("nll", "perplexity", "bits_per_byte", "accuracy", "confidence")
+        for name in ("nll", "perplexity", "bits_per_byte", "accuracy", "confidence", "nll_at_temperature")
     },
+    "intervals": "95 % bootstrap over 2 blocks",
+    "reliability": {"1": {"count": [3, 0], "confidence": [0.2, 0], "accuracy": [0.3, 0]}},
+    "slices": {},
+    "calibration": {"temperature": None, "reason": "<u>no</u> tokens"},
 }
 
 
@@ -47,7 +51,8 @@ def test_the_page_is_self_contained_and_escaped(run_dir):
     assert "&lt;script&gt;alert" in page
     assert "<b>name" not in page
     assert "<i>name" not in page
-    assert page.count("<svg") == 2
+    assert "<u>no" not in page
+    assert page.count("<svg") == 3
     assert "src=" not in page
     assert "1,234,567 bytes" in page
     assert "bits per byte" in page
@@ -55,11 +60,28 @@ def test_the_page_is_self_contained_and_escaped(run_dir):
     assert (run_dir / "report.html").read_text(encoding="utf-8") == page
 
 
+def test_a_whole_evaluation_has_all_figures(run_dir):
+    bins = {"count": [3, 2], "confidence": [0.2, 0.7], "accuracy": [0.3, 0.5]}
+    fitted = {"temperature": {"value": 1.3, "low": 1.2, "high": 1.4}, "curve": {"temperature": [1, 2], "nll": [3, 4]}}
+    group = {"name": "0–10 %", "num_tokens": 5, "ece": 0.1, "entropy_gap": None}
+    whole = {
+        "temperature": fitted["temperature"],
+        "reliability": {"1": bins, "fitted": bins},
+        "slices": {"frequency": [group], "position": [group]},
+        "calibration": fitted,
+    }
+    image = write_run_report(run_dir, EVALUATION | whole)
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert image.startswith(b"\x89PNG")
+    assert page.count("<svg") == 6
+    assert "1.300 [1.200, 1.400]" in page
+
+
 def test_a_value_that_is_none_and_documents_without_text(tmp_path):
     write_documents(tmp_path / "documents-val.npz", num_bytes=(0, 0))
     nothing = {"value": None, "low": None, "high": None}
     write_evaluation_report(tmp_path, tmp_path / "step-00000003", {**EVALUATION, "bits_per_byte": nothing})
-    assert "–" in (tmp_path / "report-val.html").read_text(encoding="utf-8")
+    assert "not finite" in (tmp_path / "report-val.html").read_text(encoding="utf-8")
 
 
 def test_figures_are_valid_svg():

@@ -25,6 +25,13 @@ from nanolm.tracking.wandb_mirror import WandbMirror, choose_mode
 ROOT = Path(__file__).parents[2]
 
 
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63600000000200"
+    "01e221bc330000000049454e44ae426082"
+)
+"""One black pixel."""
+
+
 def config(mode: str = "auto") -> WandbConfig:
     return WandbConfig(mode=mode, project="a project", entity=None, group="a group", tags=("one", "two"))
 
@@ -127,12 +134,18 @@ def test_an_offline_run_holds_the_metrics_file_and_the_whole_description(tmp_pat
     write(tmp_path, 6, 7, resume_step=5)  # the file grows while it is mirrored
     (tmp_path / "report.html").write_text("<p>A report</p>")
     mirror.summary({"evaluation/nll": 3.25})
-    mirror.report(tmp_path / "report.html")
+    bins = {"count": [0, 4, 1], "confidence": [0, 0.5, 0.9], "accuracy": [0, 0.25, 1]}
+    mirror.report(tmp_path / "report.html", PNG, {"T = 1": bins})
     mirror.close(3)
 
     found = OfflineRun(tmp_path)
-    assert found.history == read_metrics(tmp_path / "metrics.jsonl")
-    assert len(found.history) == 7
+    *steps, diagrams = found.history
+    assert steps == read_metrics(tmp_path / "metrics.jsonl")
+    assert len(steps) == 7
+    image = found.folder / "files" / diagrams["reliability_diagram/path"]
+    assert image.read_bytes() == PNG
+    table = json.loads(next((found.folder / "files").rglob("*.table.json")).read_text())
+    assert table["data"] == [[0, "calibrated", 0], [1, "calibrated", 1], [0.5, "T = 1", 0.25], [0.9, "T = 1", 1]]
     run = found.run
     assert (run.display_name, run.run_group, run.project, list(run.tags)) == (
         "a name",

@@ -22,6 +22,7 @@ CONTRACT = {
     "train/confidence",
     "train/entropy",
     "train/entropy_gap",
+    "train/ece",
     "train/grad_norm",
     "train/learning_rate",
     *TIMES,
@@ -73,7 +74,9 @@ def test_a_run_leaves_what_the_contract_says(tiny, tmp_path):
         "config.yaml",
         "tokenizer.json",
         "manifest.json",
+        "calibration.json",
     }
+    assert not (run_dir / "checkpoints" / "step-00000004" / "calibration.json").exists()
 
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
@@ -84,8 +87,18 @@ def test_a_run_leaves_what_the_contract_says(tiny, tmp_path):
     evaluation = json.loads((run_dir / "evaluation.json").read_text())
     assert evaluation["step"] == 6
     assert evaluation["split"] == "val"
-    for name in ("nll", "perplexity", "bits_per_byte", "accuracy", "confidence"):
+    for name in ("nll", "perplexity", "bits_per_byte", "accuracy", "confidence", "ece", "smooth_ece", "brier"):
         assert evaluation[name]["value"] == lines[-1][f"val/{name}"]
+    for name in ("nll", "accuracy", "ece", "entropy_gap", "temperature", "nll_at_temperature", "calibration_error"):
+        assert evaluation[name]["low"] <= evaluation[name]["value"] <= evaluation[name]["high"]
+    assert evaluation["nll"]["value"] == pytest.approx(
+        evaluation["calibration_error"]["value"] + evaluation["refinement"]["value"]
+    )
+    assert (
+        evaluation["intervals"]
+        == "95 % bootstrap over 20 contiguous blocks of about 18 tokens (2 documents are too few)"
+    )
+    assert {group["name"] for group in evaluation["slices"]["frequency"]} >= {"0–10 %", "end of text"}
     with np.load(run_dir / "documents-val.npz") as documents:
         assert documents["num_tokens"].sum() == evaluation["num_tokens"]
         assert documents["nll_sum"].sum() / evaluation["num_tokens"] == pytest.approx(evaluation["nll"]["value"])
@@ -164,7 +177,7 @@ def test_a_stop_during_an_evaluation_repeats_the_evaluation(tiny, tmp_path, monk
     config = tiny("trainer.eval_every=3", "evaluate.batch_size=1")
     run(config, tmp_path / "straight")
 
-    def evaluate_and_stop(*args, progress, **kwargs):
+    def evaluate_and_stop(model, split, sequence_length, config, loss, compute, progress, extras):
         os.kill(os.getpid(), signal.SIGINT)
         progress(1, 2)
         raise AssertionError("progress did not stop the evaluation")
@@ -176,6 +189,35 @@ def test_a_stop_during_an_evaluation_repeats_the_evaluation(tiny, tmp_path, monk
     assert [line["step"] for line in lines_of(tmp_path / "stopped")] == [1, 2]
     assert run(config, tmp_path / "stopped") == 0
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_a_stop_during_the_last_evaluation_still_ends_with_a_fitted_temperature(tiny, tmp_path, monkeypatch):
+    config = tiny("trainer.checkpoint_every=null")
+    run(config, tmp_path / "straight")
+
+    def stop(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        args[-1](1, 2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nanolm.training.run.try_fit_on_split", stop)
+        assert run(config, tmp_path / "stopped") == 3
+    assert find_checkpoint(tmp_path / "stopped").calibration() is None
+    assert run(config, tmp_path / "stopped") == 0
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    straight, stopped = (find_checkpoint(tmp_path / name).calibration() for name in ("straight", "stopped"))
+    assert straight == stopped
+    assert straight["split"] == "calibration"
+
+
+def test_a_run_without_a_calibration_split_says_so_and_ends(tiny, tmp_path, capsys):
+    assert run(tiny("data.calibration_fraction=0", "trainer.max_steps=2"), tmp_path / "run") == 0
+    assert "no temperature was fitted: this corpus has no calibration split" in capsys.readouterr().err
+    temperature, reason = find_checkpoint(tmp_path / "run").fitted_temperature()
+    assert temperature is None
+    assert "data.calibration_fraction" in reason
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert "nll_at_temperature" not in evaluation
 
 
 def test_a_finished_run_is_left_alone(tiny, tmp_path, capsys):

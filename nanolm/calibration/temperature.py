@@ -1,0 +1,227 @@
+"""The temperature that makes probabilities fit, exactly, with no (tokens, vocabulary) logits kept.
+
+For logits s and β = 1/T the mean NLL of softmax(βs) is convex in β, with
+
+    dNLL/dβ = E[E_p s - s_y],        d²NLL/dβ² = E[Var_p s]
+
+(Guo et al. 2017, arXiv:1706.04599, for the method). In z = βs, which is what a loss reports on, these read
+
+    β dNLL/dβ = E[NLL - entropy],    β² d²NLL/dβ² = E[Var_p z]
+
+so that Newton's step is β ← β (1 - mean entropy gap / mean logit variance), and one pass of the loss with full
+statistics gives all of it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from nanolm.errors import DataError, NonFiniteError
+from nanolm.loss import LossOptions, NLLResult, bernoulli_nll, linear_nll, softmax_nll
+
+LOWEST, HIGHEST = 0.02, 50.0
+TOLERANCE = 1e-5
+_MAX_PASSES = 60
+_TOKENS_AT_ONCE = 1 << 14
+_NORMAL_QUANTILE = 1.959963984540054  # of 97.5 %
+
+Floats = npt.NDArray[np.float64]
+
+
+class CalibrationRefused(DataError):
+    """The data have no temperature that a fit could be trusted with."""
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """A fitted temperature. NLL in nats per token."""
+
+    temperature: float
+    low: float
+    high: float
+    """95 % interval from the spread of the units' gradients (a sandwich), on the scale of ln T"""
+    nll: float
+    """on the fitting data at T = 1"""
+    nll_at_temperature: float
+    gradient: float
+    """dNLL/d ln β at the fitted temperature; 0 at the exact optimum"""
+    num_tokens: int
+    num_passes: int
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """A pass at one temperature: NLL, entropy gap and logit variance, per token in float64."""
+
+    nll: float
+    gap: Floats
+    variance: float
+
+    @property
+    def gradient(self) -> float:
+        return float(self.gap.mean())
+
+
+def fit_temperature(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
+    units: npt.NDArray[np.int64] | None = None,
+    progress: Callable[[int], None] = lambda passes: None,
+) -> TemperatureFit:
+    """Fit the temperature of softmax(hidden @ weight.T + bias); it divides what ``options`` make of the logits.
+
+    Args:
+        hidden: (N, D) hidden states of the calibration tokens.
+        weight: (V, D) of the head; bias: (V,) or None.
+        targets: (N,) class indices, or options.ignore_index.
+        options: softcap and temperature are the model's own; smoothing and z-loss play no part.
+        units: (N,) the document of each token, for an interval that knows that tokens of one depend on each other.
+        progress: called with the number of passes done before each further one; what it raises ends the fit.
+
+    Raises:
+        CalibrationRefused: no valid token, or the best temperature is outside [0.02, 50] (all right, or all wrong).
+        NonFiniteError: the logits are NaN or infinite.
+    """
+
+    def score(temperature: float, part: slice) -> NLLResult:
+        scaled = replace(options, temperature=options.temperature * temperature)
+        return linear_nll(hidden[part], weight, targets[part], bias, options=scaled, statistics="full")
+
+    return _fit(score, len(hidden), units, progress)
+
+
+def fit_temperature_from_logits(
+    logits: Tensor,
+    targets: Tensor,
+    options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
+    units: npt.NDArray[np.int64] | None = None,
+) -> TemperatureFit:
+    """``fit_temperature`` for a classification task: (N, V) logits with class indices, or (N,) log-odds with 0 and 1.
+
+    Raises:
+        CalibrationRefused, NonFiniteError: as ``fit_temperature``.
+    """
+
+    def score(temperature: float, part: slice) -> NLLResult:
+        scaled = replace(options, temperature=options.temperature * temperature)
+        if logits.dim() == 1:
+            return bernoulli_nll(logits[part], targets[part], scaled)
+        return softmax_nll(logits[part], targets[part], options=scaled)
+
+    return _fit(score, len(logits), units, lambda passes: None)
+
+
+@torch.no_grad()
+def nll_curve(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperatures: Sequence[float] | Floats,
+    bias: Tensor | None = None,
+    options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
+) -> Floats:
+    """(K,) mean NLL in nats per token at each of K temperatures."""
+    found = []
+    for temperature in temperatures:
+        scaled = replace(options, temperature=options.temperature * float(temperature))
+        result = linear_nll(hidden, weight, targets, bias, options=scaled, statistics="none")
+        found.append(float(result.nll.double().sum()) / max(int(result.count), 1))
+    return np.array(found)
+
+
+@torch.no_grad()
+def _fit(
+    score: Callable[[float, slice], NLLResult],
+    num_tokens: int,
+    units: npt.NDArray[np.int64] | None,
+    progress: Callable[[int], None],
+) -> TemperatureFit:
+    """Newton's method on β, kept within a bracket of the sign change of the gradient, which rises with β."""
+    valid: list[npt.NDArray[np.bool_]] = []
+    num_passes = 0
+
+    def evaluate(beta: float) -> _Scores:
+        nonlocal num_passes
+        progress(num_passes)
+        num_passes += 1
+        valid.clear()
+        nll, variance, gaps = 0.0, 0.0, []
+        for start in range(0, num_tokens, _TOKENS_AT_ONCE):
+            result = score(1 / beta, slice(start, start + _TOKENS_AT_ONCE))
+            assert result.entropy is not None, "statistics are full"
+            assert result.logit_variance is not None, "statistics are full"
+            kept = result.valid
+            valid.append(kept.cpu().numpy())
+            nll += float(result.nll.double().sum())
+            variance += float(result.logit_variance.double()[kept].sum())
+            gaps.append((result.nll.double() - result.entropy.double())[kept].cpu().numpy())
+        gap = np.concatenate(gaps) if gaps else np.zeros(0)
+        if len(gap) == 0:
+            raise CalibrationRefused("a temperature cannot be fitted to no tokens; the calibration split is empty")
+        if not np.isfinite(gap).all() or not math.isfinite(variance):
+            raise NonFiniteError("a temperature cannot be fitted: the logits of some tokens are NaN or infinite")
+        if variance == 0:
+            raise CalibrationRefused("the logits of every token are all equal, so that every temperature fits alike")
+        return _Scores(nll / len(gap), gap, variance / len(gap))
+
+    first = scores = evaluate(1.0)
+    beta, low, high = 1.0, 1 / HIGHEST, 1 / LOWEST
+    while num_passes < _MAX_PASSES:
+        low, high = (beta, high) if scores.gradient < 0 else (low, beta)
+        step = beta * (1 - scores.gradient / scores.variance)
+        if not low < step < high:  # towards the end of the bracket, on the scale of ln β
+            step = math.sqrt(low * high)
+        change = abs(1 / step - 1 / beta)
+        beta = step
+        if change < TOLERANCE:
+            break
+        scores = evaluate(beta)
+    scores = evaluate(beta)
+    temperature = 1 / beta
+    if not LOWEST * 1.01 < temperature < HIGHEST / 1.01:
+        right = "right" if temperature < 1 else "wrong, or right no more often than by chance"
+        raise CalibrationRefused(
+            f"the NLL of the calibration tokens falls up to T = {temperature:.3g}, the end of [{LOWEST:g}, "
+            f"{HIGHEST:g}]: the predictions are (nearly) all {right}, and no temperature fits them"
+        )
+    if scores.nll > first.nll:
+        if scores.nll > first.nll + 1e-6 * abs(first.nll):
+            raise CalibrationRefused(
+                f"NLL {scores.nll:.6f} at the fitted T = {temperature:.5f} is above {first.nll:.6f} at T = 1"
+            )
+        temperature, scores = 1.0, first  # equal but for rounding: nothing to mend
+    error = _standard_error(scores, None if units is None else units[np.concatenate(valid)])
+    return TemperatureFit(
+        temperature=temperature,
+        low=temperature * math.exp(-_NORMAL_QUANTILE * error),
+        high=temperature * math.exp(_NORMAL_QUANTILE * error),
+        nll=first.nll,
+        nll_at_temperature=scores.nll,
+        gradient=scores.gradient,
+        num_tokens=len(scores.gap),
+        num_passes=num_passes,
+    )
+
+
+def _standard_error(scores: _Scores, units: npt.NDArray[np.int64] | None) -> float:
+    """Of ln T: the sandwich (Huber 1967) with gradients summed over units, which may depend on each other within.
+
+    In ln β the curvature is the logit variance plus the gap (0 at the optimum), and the gradient's variance is
+    U/(U-1) Σ_u g_u² / N².
+    """
+    curvature = scores.variance + scores.gradient
+    sums: Floats = scores.gap
+    if units is not None:
+        sums = np.bincount(np.unique(units, return_inverse=True)[1], scores.gap).astype(np.float64)
+    if len(sums) < 2 or curvature <= 0:
+        return math.inf
+    sums = sums - sums.mean()
+    return math.sqrt(len(sums) / (len(sums) - 1) * float(np.square(sums).sum())) / len(scores.gap) / curvature

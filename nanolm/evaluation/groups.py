@@ -1,0 +1,59 @@
+"""Groups of tokens whose calibration is looked at on its own: by frequency, by position, end-of-text alone."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nanolm.data import TokenSplit
+
+NUM_DECILES = 10
+_COUNTED_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True)
+class TokenGroups:
+    """Which group a token belongs to by its frequency in the train split."""
+
+    of_id: npt.NDArray[np.int64]
+    """(V,) decile of each id, 0 for the most frequent; NUM_DECILES for end-of-text"""
+
+    @property
+    def names(self) -> list[str]:
+        """One name for each group, for tables and figures."""
+        deciles = [f"{10 * i}–{10 * (i + 1)} %" for i in range(NUM_DECILES)]
+        return [*deciles, "end of text"]
+
+
+def frequency_groups(train: TokenSplit, vocab_size: int, end_of_text_id: int) -> TokenGroups:
+    """Deciles of the training text, the most frequent tokens first.
+
+    Sorted by frequency, the ids are divided so that each decile covers about a tenth of the text; a token belongs to
+    the decile that the middle of its own share falls into, so that one frequent token is never in two. Counted are the
+    first 2^24 tokens of the train split.
+    """
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, min(train.num_tokens, _COUNTED_TOKENS), 1 << 20):
+        counts += np.bincount(train.read(start + 1, min(1 << 20, train.num_tokens - start)), minlength=vocab_size)
+    counts[end_of_text_id] = 0
+    order = np.argsort(-counts, kind="stable")
+    share = np.cumsum(counts[order]) - counts[order] / 2
+    of_id = np.empty(vocab_size, dtype=np.int64)
+    of_id[order] = np.minimum(share * NUM_DECILES // max(counts.sum(), 1), NUM_DECILES - 1)
+    of_id[end_of_text_id] = NUM_DECILES
+    return TokenGroups(of_id)
+
+
+def position_group(offset: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Groups of tokens of context: 0, 1, 2–3, 4–7, 8–15, …"""
+    return np.asarray(np.frexp(offset)[1], dtype=np.int64)
+
+
+def position_names(sequence_length: int) -> list[str]:
+    """Names of the groups of ``position_group`` for windows of this length."""
+    names, low = ["0"], 1
+    while low < sequence_length:
+        high = min(2 * low, sequence_length) - 1
+        names.append(f"{low}–{high}" if high > low else str(low))
+        low *= 2
+    return names

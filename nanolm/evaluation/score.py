@@ -1,0 +1,158 @@
+"""One deterministic pass over a split: every token scored exactly once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nanolm.calibration import CalibrationMeter, GroupedMeter
+from nanolm.calibration.intervals import resampling_units
+from nanolm.config.schema import EvaluateConfig
+from nanolm.data import TokenSplit
+from nanolm.device import Compute
+from nanolm.evaluation.groups import TokenGroups, position_group, position_names
+from nanolm.evaluation.result import Evaluation, Slice
+from nanolm.evaluation.sums import UnitSums, column
+from nanolm.evaluation.windows import read_batches, windows
+from nanolm.loss import LossOptions, NLLResult, linear_nll
+from nanolm.model import GPT
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a final evaluation has beyond those during training."""
+
+    temperature: float | None = None
+    """a fitted temperature at which everything is scored once more"""
+    groups: TokenGroups | None = None
+    """frequencies of tokens, for slices"""
+
+
+@torch.no_grad()
+def evaluate(
+    model: GPT,
+    split: TokenSplit,
+    sequence_length: int,
+    config: EvaluateConfig,
+    loss: LossOptions,
+    compute: Compute,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    extras: Extras = Extras(),
+) -> Evaluation:
+    """Score a split. Draws no random number and leaves the model in the mode it was in.
+
+    Args:
+        model: any model whose ``head_weight`` maps hidden states to logits.
+        split: the tokens, with the documents they belong to.
+        sequence_length: tokens per window.
+        config: stride and number of windows per forward pass.
+        loss: softcap and temperature of the model; smoothing and z-loss play no part in an NLL.
+        compute: where to run.
+        progress: called with the targets scored so far and their total; what it raises ends the pass.
+        extras: a fitted temperature and groups of tokens, for the whole picture.
+
+    Raises:
+        NonFiniteError: the model's logits are NaN.
+    """
+    stride = min(config.stride or sequence_length, sequence_length)
+    scores = _Scores(split, sequence_length, extras.groups)
+    was_training = model.training
+    model.eval()
+    try:
+        done = 0
+        for batch in read_batches(split, windows(split.num_tokens, sequence_length, stride), config.batch_size):
+            stream, scored = batch.tokens.to(compute.device), batch.is_scored.to(compute.device)
+            with compute.autocast():
+                hidden, targets = model(stream[:, :-1])[scored], stream[:, 1:][scored]
+                result = linear_nll(hidden, model.head_weight, targets, options=loss, statistics="full")
+                scaled = None
+                if extras.temperature is not None:
+                    softer = replace(loss, temperature=loss.temperature * extras.temperature)
+                    scaled = linear_nll(hidden, model.head_weight, targets, options=softer)
+            scores.add(batch.position, batch.offset, targets, result, scaled)
+            done += len(batch.position)
+            progress(done, split.num_tokens)
+    finally:
+        model.train(was_training)
+    return scores.evaluation(stride, scaled=extras.temperature is not None)
+
+
+class _Scores:
+    """The sums of a pass."""
+
+    def __init__(self, split: TokenSplit, sequence_length: int, groups: TokenGroups | None) -> None:
+        self.split, self.sequence_length, self.groups = split, sequence_length, groups
+        index = split.documents
+        self.documents = UnitSums(split.num_documents)
+        column(self.documents.values, "bytes")[:] = index.num_bytes
+        self.units = resampling_units(index.num_tokens, sequence_length)
+        self.blocks = UnitSums(self.units.count) if self.units.kind == "blocks" else None
+        self.meter, self.meter_at_temperature = CalibrationMeter(), CalibrationMeter()
+        self.by_frequency = GroupedMeter(len(groups.names)) if groups else None
+        self.by_position = GroupedMeter(len(position_names(sequence_length))) if groups else None
+
+    def add(
+        self,
+        position: npt.NDArray[np.int64],
+        offset: npt.NDArray[np.int64],
+        targets: torch.Tensor,
+        result: NLLResult,
+        scaled: NLLResult | None,
+    ) -> None:
+        """Add N tokens at these places of the split, with results at temperature 1 and at the fitted one."""
+        self.meter.update(result)
+        assert result.sum_squared_probabilities is not None, "statistics are full"
+        nll = _array(result.nll)
+        values = {
+            "nll": nll,
+            "confidence": _array(result.confidence),
+            "correct": _array(result.correct),
+            "entropy": _array(result.entropy),
+            "brier": _array(result.sum_squared_probabilities) - 2 * np.exp(-nll) + 1,
+        }
+        if scaled is not None:
+            self.meter_at_temperature.update(scaled)
+            values["nll_at_temperature"] = _array(scaled.nll)
+        document = np.searchsorted(self.split.documents.first_target, position, side="right") - 1
+        self.documents.add(document, values)
+        if self.blocks is not None:
+            self.blocks.add(self.units.unit_of(position), values)
+        if self.groups and self.by_frequency and self.by_position:
+            self.by_frequency.update(result, torch.from_numpy(self.groups.of_id[targets.cpu().numpy()]))
+            self.by_position.update(result, torch.from_numpy(position_group(offset)))
+
+    def evaluation(self, stride: int, scaled: bool) -> Evaluation:
+        """What was summed, as figures."""
+        slices: dict[str, list[Slice]] = {}
+        if self.groups and self.by_frequency and self.by_position:
+            slices["frequency"] = _slices(self.groups.names, self.by_frequency)
+            slices["position"] = _slices(position_names(self.sequence_length), self.by_position)
+        if self.blocks is not None:  # a block's bytes are not known; the tokens share those of the whole split
+            totals = self.documents.values.sum(axis=0)
+            tokens = column(self.blocks.values, "tokens")
+            column(self.blocks.values, "bytes")[:] = tokens * column(totals, "bytes") / column(totals, "tokens")
+        return Evaluation(
+            split=self.split.name,
+            sequence_length=self.sequence_length,
+            stride=stride,
+            documents=self.documents.values,
+            blocks=None if self.blocks is None else self.blocks.values,
+            resampling=self.units.description,
+            meter=self.meter,
+            meter_at_temperature=self.meter_at_temperature if scaled else None,
+            slices=slices,
+        )
+
+
+def _slices(names: list[str], meter: GroupedMeter) -> list[Slice]:
+    found = zip(names, meter.num_tokens().tolist(), meter.metrics(), strict=True)
+    return [Slice(name, num_tokens, metrics) for name, num_tokens, metrics in found if metrics]
+
+
+def _array(values: Any) -> npt.NDArray[np.float64]:
+    """A tensor as float64 on the CPU, where sums of many tokens keep their digits."""
+    array: npt.NDArray[np.float64] = values.double().cpu().numpy()
+    return array
