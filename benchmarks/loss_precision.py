@@ -38,7 +38,7 @@ def errors() -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"linear_nll": []}
     for chunks in CHUNKS:
         rows = NUM_TOKENS // chunks
-        fused._WORKSPACE_BYTES["cpu"] = rows * NUM_CLASSES * 4
+        fused._WORKSPACES["cpu"] = fused._Workspace(rows * NUM_CLASSES * 4, rows * NUM_CLASSES * 4, 1)
         found["linear_nll"].append(error(linear_nll(hidden, weight, targets).objective))
         for policy in POLICIES if hasattr(F, "linear_cross_entropy") else ():
             options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None, acc_policy=policy)

@@ -179,12 +179,10 @@ def _fit(
         step = beta * (1 - scores.gradient / scores.variance)
         if not low < step < high:  # towards the end of the bracket, on the scale of ln β
             step = math.sqrt(low * high)
-        change = abs(1 / step - 1 / beta)
+        if abs(1 / step - 1 / beta) < TOLERANCE:
+            break  # the optimum is no further than that from where the loss was measured
         beta = step
-        if change < TOLERANCE:
-            break
         scores = evaluate(beta)
-    scores = evaluate(beta)
     temperature = 1 / beta
     if not LOWEST * 1.01 < temperature < HIGHEST / 1.01:
         right = "right" if temperature < 1 else "wrong, or right no more often than by chance"

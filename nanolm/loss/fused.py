@@ -42,9 +42,18 @@ from nanolm.loss.result import NLLResult
 from nanolm.loss.rows import entropy_from_gap, expectation, first_max, moments, multiply
 from nanolm.loss.targets import class_targets, expect_constant, expect_shape
 
-# Bytes of logits worked on at a time. On the CPU, 256 to 1024 rows of 50,304 logits were fastest; a GPU needs more
-# rows to be filled (docs/numerics.md).
-_WORKSPACE_BYTES = {"cpu": 100 * 2**20, "cuda": 512 * 2**20}
+
+# Bytes of logits worked on at a time: the fewest, the most, and the rows that the products want in between. On the
+# CPU memory that is asked for anew costs a page fault for every page, so fewer bytes are faster as long as the products
+# have rows enough; a GPU needs more rows to be filled (docs/numerics.md).
+@dataclass(frozen=True)
+class _Workspace:
+    fewest_bytes: int
+    most_bytes: int
+    rows: int
+
+
+_WORKSPACES = {"cpu": _Workspace(16 * 2**20, 100 * 2**20, 512), "cuda": _Workspace(512 * 2**20, 512 * 2**20, 0)}
 
 
 def linear_nll(
@@ -118,8 +127,9 @@ def _linear_nll(
 
 def rows_per_chunk(num_tokens: int, bytes_per_row: int, device: torch.device) -> int:
     """Rows of nearly equal chunks that each fit the device's workspace."""
-    workspace = _WORKSPACE_BYTES.get(device.type, _WORKSPACE_BYTES["cuda"])
-    num_chunks = max(1, -(-num_tokens * bytes_per_row // workspace))
+    workspace = _WORKSPACES.get(device.type, _WORKSPACES["cuda"])
+    num_bytes = min(workspace.most_bytes, max(workspace.fewest_bytes, workspace.rows * bytes_per_row))
+    num_chunks = max(1, -(-num_tokens * bytes_per_row // num_bytes))
     return max(1, -(-num_tokens // num_chunks))
 
 
@@ -201,7 +211,10 @@ class _Pass:
         self.entropy_from_product = statistics == "basic" and bool(needs.hidden) and self.linear and bias is None
         asks_entropy = statistics == "full" or (statistics == "basic" and head.graph)
         self.takes_moments = asks_entropy and not self.entropy_from_product
-        num_buffers = 2 if self.takes_moments or self.options.softcap is not None else 1  # z and p, or p in z's place
+        self.forms_gradients = any(needs)
+        # z and p where gradients need p, and moments or tanh' need z after it; else p in z's place, or never whole
+        keeps_both = self.forms_gradients and (self.takes_moments or self.options.softcap is not None)
+        num_buffers = 2 if keeps_both else 1
         num_classes = weight.shape[0]
         self.num_rows = rows_per_chunk(len(hidden), num_buffers * num_classes * dtype.itemsize, hidden.device)
         self.workspace = hidden.new_empty((num_buffers, self.num_rows, num_classes), dtype=dtype)
@@ -239,8 +252,12 @@ class _Pass:
         maximum, first = first_max(z)
         to_target = maximum - z.gather(1, targets)  # m - z_t
         to_expected = self._to_expected_logit(rows, z, maximum, to_target)  # m - q·z
-        p = torch.softmax(z, dim=1, out=self.workspace[-1, : len(h)])  # in z's place unless both are kept
-        confidence = p.gather(1, first)  # 1/S
+        mean = variance = squares = None
+        if self.takes_moments:
+            confidence, mean, variance, squares = moments(z, maximum)
+        if self.forms_gradients or not self.takes_moments:
+            p = torch.softmax(z, dim=1, out=self.workspace[-1, : len(h)])  # in z's place unless both are kept
+            confidence = p.gather(1, first) if mean is None else confidence  # 1/S
         log_sum = -confidence.log()  # ln S
         nll = log_sum + to_target
         objective = nll if to_expected is to_target else log_sum + to_expected
@@ -250,11 +267,8 @@ class _Pass:
             objective = objective + options.z_loss * log_normalizer.square()
             slope = 1 + 2 * options.z_loss * log_normalizer
 
-        entropy = variance = squares = None
-        if self.takes_moments:
-            mean, variance, squares = moments(p, z, maximum)
-            entropy = log_sum - mean
-        if any(gradient is not None for gradient in self.gradients):
+        entropy = None if mean is None else log_sum - mean
+        if self.forms_gradients:
             if self.linear:
                 entropy_gap = self._add_linear_gradients(rows, h, p, targets, slope)
                 if entropy_gap is not None:

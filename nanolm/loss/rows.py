@@ -39,22 +39,24 @@ def first_max(z: Tensor) -> tuple[Tensor, Tensor]:
     return maximum, start + z.gather(1, columns).argmax(dim=1, keepdim=True)
 
 
-def moments(p: Tensor, z: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """E_p[z - m], Var_p[z] and Σ p², each (C, 1), for p = softmax(z) and m = max z. -inf times a p of 0 is 0.
+def moments(z: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """1/S with S = Σ exp(z - m), E_p[z - m], Var_p[z] and Σ p², each (C, 1), for p = softmax(z) and m = max z.
 
-    The variance is E_p[(z - m)²] - E_p[z - m]². Little cancels: the mean is at most ln V below 0.
+    -inf times a p of 0 is 0. The variance is E_p[(z - m)²] - E_p[z - m]²: little cancels, since the mean is at most
+    ln V below 0. Probabilities are formed within the cache only.
     """
     # Below this, exp(z - m) is 0 and so is p; raising z - m to it changes nothing but what would be -inf.
-    floor = 2 * math.log(torch.finfo(p.dtype).tiny)
-    means, second_moments, squares = [], [], []
+    floor = 2 * math.log(torch.finfo(z.dtype).tiny)
+    sums = []
     for rows, shifted, weighted in _cached_rows(z):
         torch.sub(z[rows], maximum[rows], out=shifted).clamp_(min=floor)
-        torch.mul(p[rows], shifted, out=weighted)
-        means.append(weighted.sum(dim=1, keepdim=True))
-        second_moments.append(weighted.mul_(shifted).sum(dim=1, keepdim=True))
-        squares.append(torch.linalg.vector_norm(p[rows], dim=1, keepdim=True).square())
-    mean = torch.cat(means)
-    return mean, (torch.cat(second_moments) - mean.square()).clamp_(min=0), torch.cat(squares)
+        torch.exp(shifted, out=weighted)
+        total, norm = weighted.sum(dim=1), torch.linalg.vector_norm(weighted, dim=1)
+        first = weighted.mul_(shifted).sum(dim=1)
+        second = weighted.mul_(shifted).sum(dim=1)
+        sums.append(torch.stack([torch.ones_like(total), first, second, norm]) / total)
+    share, mean, second_moment, norm = torch.cat(sums, dim=1)[:, :, None]
+    return share, mean, (second_moment - mean.square()).clamp_(min=0), norm.square()
 
 
 def expectation(q: Tensor, z: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
