@@ -253,11 +253,12 @@ class _Pass:
         to_target = maximum - z.gather(1, targets)  # m - z_t
         to_expected = self._to_expected_logit(rows, z, maximum, to_target)  # m - q·z
         mean = variance = squares = None
-        if self.takes_moments:
-            confidence, mean, variance, squares = moments(z, maximum)
+        p = None
         if self.forms_gradients or not self.takes_moments:
             p = torch.softmax(z, dim=1, out=self.workspace[-1, : len(h)])  # in z's place unless both are kept
-            confidence = p.gather(1, first) if mean is None else confidence  # 1/S
+            confidence = p.gather(1, first)  # 1/S
+        if self.takes_moments:
+            confidence, mean, variance, squares = moments(z, maximum, first, p)
         log_sum = -confidence.log()  # ln S
         nll = log_sum + to_target
         objective = nll if to_expected is to_target else log_sum + to_expected
@@ -269,6 +270,7 @@ class _Pass:
 
         entropy = None if mean is None else log_sum - mean
         if self.forms_gradients:
+            assert p is not None, "formed above"
             if self.linear:
                 entropy_gap = self._add_linear_gradients(rows, h, p, targets, slope)
                 if entropy_gap is not None:

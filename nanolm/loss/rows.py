@@ -6,6 +6,7 @@ price of the maximum, moments block by block within the processor's cache, produ
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,30 +40,31 @@ def first_max(z: Tensor) -> tuple[Tensor, Tensor]:
     return maximum, start + z.gather(1, columns).argmax(dim=1, keepdim=True)
 
 
-def moments(z: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """1/S with S = Σ exp(z - m), E_p[z - m], Var_p[z] and Σ p², each (C, 1), for p = softmax(z) and m = max z.
+def moments(z: Tensor, maximum: Tensor, first: Tensor, p: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """p at ``first``, E_p[z - m], Var_p[z] and Σ p², each (C, 1), for p = softmax(z) and m = max z.
 
     -inf times a p of 0 is 0. The variance is E_p[(z - m)²] - E_p[z - m]²: little cancels, since the mean is at most
-    ln V below 0. Probabilities are formed within the cache only.
+    ln V below 0. Where p is None, it is formed block by block and never leaves the cache.
     """
     # Below this, exp(z - m) is 0 and so is p; raising z - m to it changes nothing but what would be -inf.
     floor = 2 * math.log(torch.finfo(z.dtype).tiny)
-    sums = []
-    for rows, shifted, weighted in _cached_rows(z):
+    found = []
+    for rows, shifted, weighted, buffer in _cached_rows(z, num_buffers=3):
+        part = torch.softmax(z[rows], dim=1, out=buffer) if p is None else p[rows]
         torch.sub(z[rows], maximum[rows], out=shifted).clamp_(min=floor)
-        torch.exp(shifted, out=weighted)
-        total, norm = weighted.sum(dim=1), torch.linalg.vector_norm(weighted, dim=1)
-        first = weighted.mul_(shifted).sum(dim=1)
-        second = weighted.mul_(shifted).sum(dim=1)
-        sums.append(torch.stack([torch.ones_like(total), first, second, norm]) / total)
-    share, mean, second_moment, norm = torch.cat(sums, dim=1)[:, :, None]
-    return share, mean, (second_moment - mean.square()).clamp_(min=0), norm.square()
+        torch.mul(part, shifted, out=weighted)
+        mean = weighted.sum(dim=1)
+        second_moment = weighted.mul_(shifted).sum(dim=1)
+        confidence, norm = part.gather(1, first[rows]).squeeze(1), torch.linalg.vector_norm(part, dim=1)
+        found.append(torch.stack([confidence, mean, (second_moment - mean.square()).clamp_(min=0), norm.square()]))
+    confidence, mean, variance, squares = torch.cat(found, dim=1)[:, :, None]
+    return confidence, mean, variance, squares
 
 
 def expectation(q: Tensor, z: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
     """Σ q (z - m) and Σ q, each (C, 1), for any q; a q of 0 times anything is 0."""
     expectations, totals = [], []
-    for rows, weights, weighted in _cached_rows(z):
+    for rows, weights, weighted in _cached_rows(z, num_buffers=2):
         weights.copy_(q[rows])
         torch.sub(z[rows], maximum[rows], out=weighted).masked_fill_(weights == 0, 0)
         expectations.append(weighted.mul_(weights).sum(dim=1, keepdim=True))
@@ -94,13 +96,13 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, *, scale: float = 1.0, accumulat
     return out.add_(product, alpha=scale) if accumulate else out.copy_(product).mul_(scale)
 
 
-def _cached_rows(z: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Slices of rows of z that stay in the cache, each with two buffers of its shape; on a GPU one slice of all."""
+def _cached_rows(z: Tensor, num_buffers: int) -> Iterator[tuple[Any, ...]]:
+    """Slices of rows of z that stay in the cache, each with buffers of its shape; on a GPU one slice of all."""
     num_rows, num_columns = z.shape
     step = max(1, num_rows)
     if z.device.type == "cpu":
         step = max(1, min(step, _CACHE_BYTES // (num_columns * z.element_size())))
-    buffers = z.new_empty((2, step, num_columns))
+    buffers = z.new_empty((num_buffers, step, num_columns))
     for start in range(0, max(1, num_rows), step):
         length = min(step, num_rows - start)
-        yield slice(start, start + length), buffers[0, :length], buffers[1, :length]
+        yield slice(start, start + length), *buffers[:, :length]

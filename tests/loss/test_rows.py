@@ -49,11 +49,13 @@ def test_softmax_in_place_is_softmax():
 def test_moments_block_by_block(monkeypatch):
     z = torch.randn(10, 50, dtype=torch.float64) * 4
     p, maximum = z.softmax(dim=1), z.amax(dim=1, keepdim=True)
-    share, *expected = rows.moments(z, maximum)
-    torch.testing.assert_close(share, p.amax(dim=1, keepdim=True))
+    first = z.argmax(dim=1, keepdim=True)
+    confidence, *expected = rows.moments(z, maximum, first, p)
+    assert torch.equal(confidence, p.amax(dim=1, keepdim=True))
     monkeypatch.setattr(rows, "_CACHE_BYTES", 3 * 50 * 8)
-    for one, other in zip(rows.moments(z, maximum), (share, *expected), strict=True):
-        assert torch.equal(one, other)
+    for whole in (p, None):  # formed by itself, block by block, p is the same
+        for one, other in zip(rows.moments(z, maximum, first, whole), (confidence, *expected), strict=True):
+            assert torch.equal(one, other)
     mean = (p * z).sum(dim=1, keepdim=True)
     torch.testing.assert_close(expected[0], mean - maximum)
     torch.testing.assert_close(expected[1], (p * (z - mean) ** 2).sum(dim=1, keepdim=True))

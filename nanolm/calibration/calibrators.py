@@ -1,0 +1,103 @@
+"""Other maps from a model's probabilities to better ones, beside the temperature, for tasks of few classes.
+
+- vector scaling: a scale and a shift for each class, z_k → a_k z_k + b_k (Guo et al. 2017, arXiv:1706.04599)
+- inverse smoothing: a model at the optimum of label smoothing says q = (1-ε) p + ε/V where p is true, so that
+  p = (q - ε/V) / (1-ε) restores it exactly. Where q < ε/V that is negative and is floored.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanolm.calibration.meter import CalibrationMeter
+from nanolm.calibration.temperature import CalibrationRefused, fit_temperature_from_logits
+from nanolm.errors import ConfigError
+from nanolm.loss import softmax_nll
+
+MAX_CLASSES = 1000
+FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class VectorScaling:
+    """(V,) scales and shifts of the logits, float64."""
+
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def fit(cls, logits: Tensor, targets: Tensor) -> "VectorScaling":
+        """Minimise the NLL of (N, V) calibration logits with (N,) class indices, a convex problem, by L-BFGS.
+
+        A ridge of 1e-6 on the changes keeps a class without examples where it is. Raises ConfigError for more than 1000
+        classes: with a scale for each, the fit would learn the calibration data by heart.
+        """
+        num_tokens, num_classes = logits.shape
+        if num_classes > MAX_CLASSES:
+            raise ConfigError(f"vector scaling: expected at most {MAX_CLASSES} classes, found {num_classes}")
+        if num_tokens == 0:
+            raise CalibrationRefused("vector scaling cannot be fitted to no tokens; the calibration split is empty")
+        z = logits.detach().double()
+        scale, shift = torch.ones(num_classes, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
+        parameters = [scale.requires_grad_(), shift.requires_grad_()]
+        optimizer = torch.optim.LBFGS(parameters, max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+        def objective() -> Tensor:
+            optimizer.zero_grad()
+            nll = softmax_nll(scale * z + shift, targets, reduction="mean").objective
+            total = nll + 1e-6 * ((scale - 1).square().sum() + shift.square().sum())
+            total.backward()  # type: ignore[no-untyped-call]
+            return total
+
+        with torch.enable_grad():
+            optimizer.step(objective)  # type: ignore[no-untyped-call]
+        return cls(scale.detach(), shift.detach())
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """(N, V) logits, scaled and shifted."""
+        return self.scale * logits.double() + self.shift
+
+
+def invert_smoothing(logits: Tensor, label_smoothing: float) -> tuple[Tensor, float]:
+    """(N, V) logits of q to logits of p = (q - ε/V) / (1-ε), and the share of probabilities that was floored.
+
+    What is below 1e-6, the floor, is set to it, and each row is divided by its sum: without a floored entry it is 1.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ConfigError(f"label_smoothing: expected a number in [0, 1), found {label_smoothing}")
+    p = (logits.double().softmax(dim=1) - label_smoothing / logits.shape[1]) / (1 - label_smoothing)
+    floored = p < FLOOR
+    p = p.clamp(min=FLOOR)
+    share = float(floored.double().mean()) if p.numel() else 0.0
+    return (p / p.sum(dim=1, keepdim=True)).log(), share
+
+
+def compare_calibrators(
+    fitting: tuple[Tensor, Tensor], scoring: tuple[Tensor, Tensor], label_smoothing: float = 0.0
+) -> list[dict[str, str | float]]:
+    """One row for each calibrator: fitted on one set of (N, V) logits and (N,) targets, scored on another.
+
+    Rows hold ``calibrator``, the meter's figures on the scored set, and ``note``. A calibrator that cannot be fitted
+    has its reason as its note and no figures.
+    """
+    logits, targets = scoring
+    rows = [_row("none", logits, targets)]
+    try:
+        fit = fit_temperature_from_logits(*fitting)
+        rows.append(_row("temperature", logits.double() / fit.temperature, targets, f"T = {fit.temperature:.4f}"))
+    except CalibrationRefused as error:
+        rows.append({"calibrator": "temperature", "note": str(error)})
+    try:
+        rows.append(_row("vector scaling", VectorScaling.fit(*fitting)(logits), targets))
+    except (ConfigError, CalibrationRefused) as error:
+        rows.append({"calibrator": "vector scaling", "note": str(error)})
+    if label_smoothing:
+        restored, share = invert_smoothing(logits, label_smoothing)
+        rows.append(_row("inverse smoothing", restored, targets, f"{share:.2%} of the probabilities floored"))
+    return rows
+
+
+def _row(name: str, logits: Tensor, targets: Tensor, note: str = "") -> dict[str, str | float]:
+    figures = CalibrationMeter().update(softmax_nll(logits, targets)).metrics()
+    return {"calibrator": name, **figures, "note": note}

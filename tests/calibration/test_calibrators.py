@@ -1,0 +1,104 @@
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from nanolm.calibration.calibrators import VectorScaling, compare_calibrators, invert_smoothing
+from nanolm.calibration.temperature import CalibrationRefused
+from nanolm.errors import ConfigError
+from nanolm.loss import LossOptions, softmax_nll
+
+
+def distorted(num_tokens=6000, seed=0):
+    """Logits that a scale and a shift for each class would put right, and targets drawn from the truth."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randn(num_tokens, 4, generator=generator, dtype=torch.float64) * 1.5
+    targets = torch.multinomial(truth.softmax(dim=1), 1, generator=generator).squeeze(1)
+    scale, shift = torch.tensor([2.0, 0.5, 1.0, 1.5]), torch.tensor([0.5, -0.5, 0.0, 0.3])
+    return (truth - shift) / scale, targets, scale, shift
+
+
+def test_vector_scaling_recovers_a_distortion_of_each_class():
+    logits, targets, scale, shift = distorted(40_000)
+    fit = VectorScaling.fit(logits, targets)
+    torch.testing.assert_close(fit.scale, scale.double(), atol=0.06, rtol=0)
+    relative = fit.shift - fit.shift[2]  # a shift of all logits is no change
+    torch.testing.assert_close(relative, (shift - shift[2]).double(), atol=0.06, rtol=0)
+
+
+def test_vector_scaling_finds_the_optimum_that_scikit_learn_finds():
+    """Two classes: logistic regression of the classes on (z_0, z_1) has the same likelihood."""
+    logits, targets, _, _ = distorted()
+    two = targets < 2
+    logits, targets = logits[two, :2], targets[two]
+    theirs = LogisticRegression(C=1e6, tol=1e-10).fit(logits, targets)
+    ours = softmax_nll(VectorScaling.fit(logits, targets)(logits), targets, reduction="mean").objective
+    probabilities = torch.from_numpy(theirs.predict_proba(logits))
+    assert ours.item() == pytest.approx(-probabilities[range(len(targets)), targets].log().mean().item(), abs=1e-6)
+
+
+def test_too_many_classes_and_no_tokens_are_refused():
+    with pytest.raises(ConfigError, match="at most 1000 classes, found 1001"):
+        VectorScaling.fit(torch.zeros(3, 1001), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(CalibrationRefused, match="no tokens"):
+        VectorScaling.fit(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_the_inverse_of_smoothing_is_exact(smoothing):
+    p = torch.randn(20, 7, dtype=torch.float64).softmax(dim=1)
+    q = (1 - smoothing) * p + smoothing / 7
+    restored, share = invert_smoothing(q.log(), smoothing)
+    torch.testing.assert_close(restored.exp(), p)
+    assert share == 0
+
+
+def test_what_the_inverse_cannot_restore_is_floored_and_counted():
+    q = torch.tensor([[0.94, 0.01, 0.05], [0.4, 0.3, 0.3]], dtype=torch.float64)
+    restored, share = invert_smoothing(q.log(), 0.1)  # ε/V is 0.033
+    assert share == pytest.approx(1 / 6)
+    assert restored.isfinite().all()
+    torch.testing.assert_close(restored.exp().sum(dim=1), torch.ones(2, dtype=torch.float64))
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        invert_smoothing(q.log(), 1.0)
+
+
+def test_the_table_of_a_model_at_the_optimum_of_smoothing():
+    """Theory: ECE near ε (E p_max - 1/V) and T < 1 before; restored by the inverse, only in part by T."""
+    generator = torch.Generator().manual_seed(0)
+    p = (torch.randn(20_000, 5, generator=generator, dtype=torch.float64) * 2).softmax(dim=1)
+    targets = torch.multinomial(p, 1, generator=generator).squeeze(1)
+    logits = (0.9 * p + 0.1 / 5).log()
+    half = 10_000
+    rows = compare_calibrators((logits[:half], targets[:half]), (logits[half:], targets[half:]), label_smoothing=0.1)
+    table = {row["calibrator"]: row for row in rows}
+    assert list(table) == ["none", "temperature", "vector scaling", "inverse smoothing"]
+    expected = 0.1 * (p.amax(dim=1).mean().item() - 1 / 5)
+    assert table["none"]["ece"] == pytest.approx(expected, abs=0.015)
+    assert table["none"]["underconfidence"] > 10 * table["none"]["overconfidence"]
+    assert float(table["temperature"]["note"].removeprefix("T = ")) < 1
+    order = ["inverse smoothing", "temperature", "none"]
+    assert sorted(order, key=lambda name: table[name]["nll"]) == order
+    assert table["none"]["accuracy"] == table["temperature"]["accuracy"] == table["inverse smoothing"]["accuracy"]
+
+
+def test_a_calibrator_that_cannot_be_fitted_says_why():
+    logits = torch.randn(20, 3)
+    (_, temperature, *_) = compare_calibrators((logits, logits.argmax(dim=1)), (logits, logits.argmax(dim=1)))
+    assert temperature.keys() == {"calibrator", "note"}
+    assert "all right" in temperature["note"]
+
+
+def test_training_with_smoothing_reaches_the_optimum_that_is_inverted():
+    """Gradient descent on the smoothed objective of free logits ends at q = (1-ε) y + ε/V."""
+    logits = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+
+    def objective():
+        optimizer.zero_grad()
+        total = softmax_nll(logits, torch.tensor([1]), options=LossOptions(label_smoothing=0.1)).objective
+        total.backward()
+        return total
+
+    optimizer.step(objective)
+    expected = torch.tensor([[0.025, 0.925, 0.025, 0.025]], dtype=torch.float64)
+    torch.testing.assert_close(logits.detach().softmax(dim=1), expected, atol=1e-5, rtol=0)
