@@ -1,0 +1,83 @@
+"""A save that is killed or fails at any point leaves the checkpoints before it as they were, and the next one works."""
+
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from nanolm.data import open_prepared, prepare
+from nanolm.files import sweep_leftovers
+from nanolm.model import GPT
+from nanolm.optim import build_optimizer
+from nanolm.training.checkpoint import find_checkpoint, list_checkpoints, prune_checkpoints, save_checkpoint
+from nanolm.training.state import TrainingState
+from tests.faults.injection import FAILED, file_limit, in_child, kill_at
+
+
+@pytest.fixture
+def saving(tiny, tmp_path):
+    """A run with a checkpoint of step 1, and a function that publishes step 2 and prunes to one."""
+    config = tiny()
+    corpus = open_prepared(prepare(config.data, config.tokenizer))
+    torch.manual_seed(0)
+    model = GPT(config.model, corpus.tokenizer.vocab_size)
+    state = TrainingState(model, build_optimizer(model, config.optimizer), step=1)
+    run_dir = tmp_path / "run"
+
+    def save(step=2):
+        state.step = step
+        save_checkpoint(
+            run_dir, state, config, corpus.tokenizer, corpus.fingerprint, {"temperature": None, "reason": ""}
+        )
+        prune_checkpoints(run_dir, 1)
+
+    save(1)
+    return run_dir, save
+
+
+def check(run_dir, save):
+    """Either the old or the new checkpoint is there, whole; leftovers are swept; another save works."""
+    step = find_checkpoint(run_dir).step
+    assert step in (1, 2)
+    sweep_leftovers(run_dir / "checkpoints")
+    assert set(os.listdir(run_dir / "checkpoints")) >= {f"step-{step:08d}"}
+    assert all(name.startswith("step-") for name in os.listdir(run_dir / "checkpoints"))
+    save(3)
+    assert find_checkpoint(run_dir).step == 3
+    assert [path.name for path in list_checkpoints(run_dir)] == ["step-00000003"]
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000003")
+    save(1)
+    return step
+
+
+def test_killed_before_every_open_sync_rename_and_removal(saving):
+    run_dir, save = saving
+    found = []
+    for call in range(200):
+        status = in_child(save, kill_at(call))
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL, (call, status)
+        found.append(check(run_dir, save))
+    else:
+        raise AssertionError("the save never came to its end")
+    assert len(found) >= 15  # files, syncs, the rename, the removal of the older one
+    assert found == sorted(found)  # the old one up to the rename, the new one from then on
+    assert {1, 2} == set(found)
+
+
+@pytest.mark.parametrize("fatal", [False, True], ids=["disk full", "killed half-way"])
+def test_no_room_for_the_files(saving, fatal):
+    run_dir, save = saving
+    sizes = sorted(path.stat().st_size for path in find_checkpoint(run_dir).path.iterdir())
+    for limit in (0, 1, sizes[0] - 1, sizes[1] - 1, sizes[2] + 1, sizes[-2] - 1, sizes[-1] // 2, sizes[-1] - 1):
+        before = {path: path.read_bytes() for path in (run_dir / "checkpoints").rglob("*") if path.is_file()}
+        status = in_child(save, file_limit(limit, fatal=fatal))
+        if fatal:
+            assert os.WIFSIGNALED(status), (limit, status)
+        else:
+            assert os.WEXITSTATUS(status) in (FAILED, 99), (limit, status)  # torch raises a RuntimeError of its own
+            assert {p: p.read_bytes() for p in (run_dir / "checkpoints").rglob("*") if p.is_file()} == before
+        assert check(run_dir, save) == 1
