@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help train test checks bench clean
+.PHONY: help train test checks bench soak clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,8 +20,14 @@ checks: .venv/dev.stamp  ## lint, format and types
 
 bench: .venv/dev.stamp   ## the figures of docs/, measured here
 	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/loss_stability.py
+	$(BIN)/python benchmarks/loss_precision.py
+	$(BIN)/python benchmarks/interval_coverage.py
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/tokenize_throughput.py
+
+soak: .venv/dev.stamp    ## a run killed 100 times at random must end as one left alone
+	$(BIN)/python tests/faults/soak.py --kills 100
 
 clean:           ## remove the environment and what tools cached
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -194,6 +195,18 @@ def test_files_hold_the_sums(model, tmp_path):
     assert expected.items() <= content.items()
     assert (content["sequence_length"], content["stride"]) == (8, 4)
     assert "3 documents are too few" in content["intervals"]
+
+
+def test_memory_does_not_grow_with_the_split(model):
+    peaks = []
+    run(model, make_split([300]))
+    for length in (2_000, 30_000):
+        split = make_split([length])
+        tracemalloc.start()
+        run(model, split, sequence_length=32)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 def test_many_documents_are_resampled_themselves(model):

@@ -13,7 +13,7 @@ FAILED = 28
 
 
 def in_child(action: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> int:
-    """Run ``action`` in a forked process; its wait status: 0, FAILED << 8 for an OSError, or the signal that killed it."""
+    """Run ``action`` in a forked process; returns its wait status: 0, FAILED << 8 for an OSError, or a signal."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
