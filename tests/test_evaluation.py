@@ -226,7 +226,7 @@ def test_slices_divide_the_split(model):
         assert sum(group.num_tokens for group in slices) == 58
         whole = sum(group.num_tokens * group.metrics["nll"] for group in slices) / 58
         assert whole == pytest.approx(evaluation.metrics()["nll"])
-    assert {group.name: group.num_tokens for group in evaluation.slices["frequency"]}["end of text"] == 3
+    assert {group.name: group.num_tokens for group in evaluation.slices["frequency"]}["after end of text"] == 3
 
 
 def test_deciles_of_frequency_each_hold_about_a_tenth_of_the_text():

@@ -1,4 +1,8 @@
-"""Groups of tokens whose calibration is looked at on its own: by frequency, by position, end-of-text alone."""
+"""Groups of predictions whose calibration is looked at on its own: by frequency, by position, after end-of-text.
+
+A group must be known before the outcome is: given that a rare token came, any model was too sure, a calibrated one too.
+So frequency is that of the token predicted from, not of the one that came.
+"""
 
 from dataclasses import dataclass
 
@@ -13,7 +17,7 @@ _COUNTED_TOKENS = 1 << 24
 
 @dataclass(frozen=True)
 class TokenGroups:
-    """Which group a token belongs to by its frequency in the train split."""
+    """Which group a prediction belongs to, by the frequency in the train split of the token it is made from."""
 
     of_id: npt.NDArray[np.int64]
     """(V,) decile of each id, 0 for the most frequent; NUM_DECILES for end-of-text"""
@@ -22,7 +26,7 @@ class TokenGroups:
     def names(self) -> list[str]:
         """One name for each group, for tables and figures."""
         deciles = [f"{10 * i}–{10 * (i + 1)} %" for i in range(NUM_DECILES)]
-        return [*deciles, "end of text"]
+        return [*deciles, "after end of text"]
 
 
 def frequency_groups(train: TokenSplit, vocab_size: int, end_of_text_id: int) -> TokenGroups:

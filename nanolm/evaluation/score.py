@@ -66,13 +66,14 @@ def evaluate(
         for batch in read_batches(split, windows(split.num_tokens, sequence_length, stride), config.batch_size):
             stream, scored = batch.tokens.to(compute.device), batch.is_scored.to(compute.device)
             with compute.autocast():
-                hidden, targets = model(stream[:, :-1])[scored], stream[:, 1:][scored]
+                inputs, targets = stream[:, :-1], stream[:, 1:][scored]
+                hidden = model(inputs)[scored]
                 result = linear_nll(hidden, model.head_weight, targets, options=loss, statistics="full")
                 scaled = None
                 if extras.temperature is not None:
                     softer = replace(loss, temperature=loss.temperature * extras.temperature)
                     scaled = linear_nll(hidden, model.head_weight, targets, options=softer)
-            scores.add(batch.position, batch.offset, targets, result, scaled)
+            scores.add(batch.position, batch.offset, inputs[scored], result, scaled)
             done += len(batch.position)
             progress(done, split.num_tokens)
     finally:
@@ -98,11 +99,14 @@ class _Scores:
         self,
         position: npt.NDArray[np.int64],
         offset: npt.NDArray[np.int64],
-        targets: torch.Tensor,
+        inputs: torch.Tensor,
         result: NLLResult,
         scaled: NLLResult | None,
     ) -> None:
-        """Add N tokens at these places of the split, with results at temperature 1 and at the fitted one."""
+        """Add N tokens at these places of the split, with results at temperature 1 and at the fitted one.
+
+        ``inputs``, (N,), are the tokens that they are predicted from.
+        """
         self.meter.update(result)
         assert result.sum_squared_probabilities is not None, "statistics are full"
         nll = _array(result.nll)
@@ -121,7 +125,7 @@ class _Scores:
         if self.blocks is not None:
             self.blocks.add(self.units.unit_of(position), values)
         if self.groups and self.by_frequency and self.by_position:
-            self.by_frequency.update(result, torch.from_numpy(self.groups.of_id[targets.cpu().numpy()]))
+            self.by_frequency.update(result, torch.from_numpy(self.groups.of_id[inputs.cpu().numpy()]))
             self.by_position.update(result, torch.from_numpy(position_group(offset)))
 
     def evaluation(self, stride: int, scaled: bool) -> Evaluation:

@@ -57,7 +57,9 @@ def _calibration_figures(evaluation: dict[str, Any]) -> dict[str, str | None]:
         "temperature": temperature_figure,
         "no_temperature": calibration.get("reason"),
         "by_frequency": slices.get("frequency")
-        and figures.slice_figure(slices["frequency"], "frequency of the token in the training text, deciles"),
+        and figures.slice_figure(
+            slices["frequency"], "frequency in the training text of the token predicted from, deciles"
+        ),
         "by_position": slices.get("position")
         and figures.slice_figure(slices["position"], "tokens of context before the one predicted from"),
     }

@@ -98,7 +98,7 @@ def test_a_run_leaves_what_the_contract_says(tiny, tmp_path):
         evaluation["intervals"]
         == "95 % bootstrap over 20 contiguous blocks of about 18 tokens (2 documents are too few)"
     )
-    assert {group["name"] for group in evaluation["slices"]["frequency"]} >= {"0–10 %", "end of text"}
+    assert {group["name"] for group in evaluation["slices"]["frequency"]} >= {"0–10 %", "after end of text"}
     with np.load(run_dir / "documents-val.npz") as documents:
         assert documents["num_tokens"].sum() == evaluation["num_tokens"]
         assert documents["nll_sum"].sum() / evaluation["num_tokens"] == pytest.approx(evaluation["nll"]["value"])
