@@ -200,7 +200,7 @@ def test_files_hold_the_sums(model, tmp_path):
 def test_memory_does_not_grow_with_the_split(model):
     peaks = []
     run(model, make_split([300]))
-    for length in (2_000, 30_000):
+    for length in (13_000, 52_000):
         split = make_split([length])
         tracemalloc.start()
         run(model, split, sequence_length=32)

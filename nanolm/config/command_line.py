@@ -55,8 +55,11 @@ def run(script: str, task: Task, arguments: Sequence[str] | None = None, config_
                 from nanolm.config.help import page
 
                 print(page(SCRIPTS[script], config_dir))
-                return 0
-            return _run(SCRIPTS[script], task, given, config_dir)
+                code = 0
+            else:
+                code = _run(SCRIPTS[script], task, given, config_dir)
+            sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
+            return code
         except NanolmError as error:
             logger.error("%s", error)
             return error.exit_code

@@ -3,7 +3,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -242,34 +241,38 @@ def test_a_script_works_from_any_folder(script: Path, here: Path) -> None:
     assert files(here) == ["my run", "my run/train.log"]
 
 
-def test_a_mistake_is_told_within_a_second_or_two(script: Path, here: Path) -> None:
-    began = time.perf_counter()
+def test_a_mistake_is_told_in_one_line(script: Path, here: Path) -> None:
     done = start(script, "trainer.max_step=3")
-    assert time.perf_counter() - began < 5
     assert done.returncode == 2
     assert done.stderr == "error: trainer.max_step: scripts/train.py has no such key; did you mean trainer.max_steps?\n"
     assert done.stdout == ""
 
 
 def test_output_that_nobody_reads_to_the_end_is_no_traceback(script: Path, here: Path) -> None:
-    command = f"{sys.executable} {script} --help | head -n 1"
+    """The reader takes one line and goes, at the worst moment: after the last word, before Python ends."""
+    waits = SCRIPT.replace("sys.exit(command_line.run", "code = (command_line.run")
+    script.write_text(
+        waits + "    print('said', file=sys.stderr, flush=True)\n    sys.stdin.readline()\n    sys.exit(code)\n"
+    )
     environment = {**os.environ, "PYTHONPATH": str(find_configs("train").parent)}
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
-    assert done.stdout.startswith("python scripts/train.py")
-    assert done.stderr == ""
+    environment.pop("PYTHONUNBUFFERED", None)
+    command = [sys.executable, str(script), "--help"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        assert process.stderr.readline() == "said\n"
+        process.stdout.close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert process.stderr.read() == ""
+    assert process.returncode in (0, 1)
 
 
-def test_help_is_quick_and_needs_neither_torch_nor_hydra(script: Path) -> None:
+def test_help_is_quick_because_it_needs_neither_torch_nor_hydra(script: Path) -> None:
     check = f"{SCRIPT}\n".replace('sys.exit(command_line.run("train", task))', 'command_line.run("train", task)')
     script.write_text(check + "    print([name for name in ('torch', 'hydra', 'omegaconf') if name in sys.modules])\n")
-    seconds = []
-    for _ in range(2):
-        began = time.perf_counter()
-        done = start(script, "data=nonsense", "-h")
-        seconds.append(time.perf_counter() - began)
+    done = start(script, "data=nonsense", "-h")
     assert done.returncode == 0
     assert done.stdout.endswith("[]\n")
-    assert min(seconds) < 1.5
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
