@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanolm.loss import fused, linear_nll
+from nanolm.loss import linear_nll, rows
 
 NUM_TOKENS, WIDTH, NUM_CLASSES = 4096, 256, 4096
 CHUNKS = (1, 4, 16, 64, 256)
@@ -37,11 +37,13 @@ def errors() -> dict[str, list[float]]:
 
     found: dict[str, list[float]] = {"linear_nll": []}
     for chunks in CHUNKS:
-        rows = NUM_TOKENS // chunks
-        fused._WORKSPACES["cpu"] = fused._Workspace(rows * NUM_CLASSES * 4, rows * NUM_CLASSES * 4, 1)
+        num_rows = NUM_TOKENS // chunks
+        rows.WORKSPACES["cpu"] = rows.Workspace(num_rows * NUM_CLASSES * 4, num_rows * NUM_CLASSES * 4, 1)
         found["linear_nll"].append(error(linear_nll(hidden, weight, targets).objective))
         for policy in POLICIES if hasattr(F, "linear_cross_entropy") else ():
-            options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None, acc_policy=policy)
+            options = torch.nn.LinearCrossEntropyOptions(
+                batch_chunk_size=num_rows, chunking_method=None, acc_policy=policy
+            )
             objective = F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
             found.setdefault(f"F.linear_cross_entropy {policy}", []).append(error(objective))
     naive = error(F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum"))

@@ -26,7 +26,7 @@ from nanolm.loss import LossOptions, NLLResult, bernoulli_nll, linear_nll, softm
 
 LOWEST, HIGHEST = 0.02, 50.0
 TOLERANCE = 1e-5
-_MAX_PASSES = 60
+_MAX_STEPS = 60
 _TOKENS_AT_ONCE = 1 << 14
 _NORMAL_QUANTILE = 1.959963984540054  # of 97.5 %
 
@@ -144,7 +144,7 @@ def _fit(
     units: npt.NDArray[np.int64] | None,
     progress: Callable[[int], None],
 ) -> TemperatureFit:
-    """Newton's method on β, kept within a bracket of the sign change of the gradient, which rises with β."""
+    """The fit of anything that can be scored at a temperature, part by part."""
     valid: list[npt.NDArray[np.bool_]] = []
     num_passes = 0
 
@@ -168,21 +168,14 @@ def _fit(
             raise CalibrationRefused("a temperature cannot be fitted to no tokens; the calibration split is empty")
         if not np.isfinite(gap).all() or not math.isfinite(variance):
             raise NonFiniteError("a temperature cannot be fitted: the logits of some tokens are NaN or infinite")
-        if variance == 0:
-            raise CalibrationRefused("the logits of every token are all equal, so that every temperature fits alike")
+        if variance == 0 and beta == 1:
+            raise CalibrationRefused(
+                "the logits of every token are all equal, or so far apart that no probability moves: every temperature "
+                "near 1 fits alike"
+            )
         return _Scores(nll / len(gap), gap, variance / len(gap))
 
-    first = scores = evaluate(1.0)
-    beta, low, high = 1.0, 1 / HIGHEST, 1 / LOWEST
-    while num_passes < _MAX_PASSES:
-        low, high = (beta, high) if scores.gradient < 0 else (low, beta)
-        step = beta * (1 - scores.gradient / scores.variance)
-        if not low < step < high:  # towards the end of the bracket, on the scale of ln β
-            step = math.sqrt(low * high)
-        if abs(1 / step - 1 / beta) < TOLERANCE:
-            break  # the optimum is no further than that from where the loss was measured
-        beta = step
-        scores = evaluate(beta)
+    first, beta, scores = _minimise(evaluate)
     temperature = 1 / beta
     if not LOWEST * 1.01 < temperature < HIGHEST / 1.01:
         right = "right" if temperature < 1 else "wrong, or right no more often than by chance"
@@ -207,6 +200,25 @@ def _fit(
         num_tokens=len(scores.gap),
         num_passes=num_passes,
     )
+
+
+def _minimise(evaluate: Callable[[float], _Scores]) -> tuple[_Scores, float, _Scores]:
+    """Newton's method on β, kept within a bracket of the sign change of the gradient, which rises with β.
+
+    Returns the scores at β = 1, the best β, and its scores.
+    """
+    first = scores = evaluate(1.0)
+    beta, low, high = 1.0, 1 / HIGHEST, 1 / LOWEST
+    for _ in range(_MAX_STEPS):
+        low, high = (beta, high) if scores.gradient < 0 else (low, beta)
+        step = beta * (1 - scores.gradient / scores.variance) if scores.variance > 0 else math.inf
+        if not low < step < high:  # towards the end of the bracket, on the scale of ln β
+            step = math.sqrt(low * high)
+        if abs(1 / step - 1 / beta) < TOLERANCE:
+            break  # the optimum is no further than that from where the loss was measured
+        beta = step
+        scores = evaluate(beta)
+    return first, beta, scores
 
 
 def _standard_error(scores: _Scores, units: npt.NDArray[np.int64] | None) -> float:

@@ -39,21 +39,8 @@ from nanolm.errors import ConfigError
 from nanolm.loss.autograd import Gradients, LinearNLL
 from nanolm.loss.options import LossOptions, Reduction, Statistics, check_choice
 from nanolm.loss.result import NLLResult
-from nanolm.loss.rows import entropy_from_gap, expectation, first_max, moments, multiply
+from nanolm.loss.rows import entropy_from_gap, expectation, first_max, moments, multiply, rows_per_chunk
 from nanolm.loss.targets import class_targets, expect_constant, expect_shape
-
-
-# Bytes of logits worked on at a time: the fewest, the most, and the rows that the products want in between. On the
-# CPU memory that is asked for anew costs a page fault for every page, so fewer bytes are faster as long as the products
-# have rows enough; a GPU needs more rows to be filled (docs/numerics.md).
-@dataclass(frozen=True)
-class _Workspace:
-    fewest_bytes: int
-    most_bytes: int
-    rows: int
-
-
-_WORKSPACES = {"cpu": _Workspace(16 * 2**20, 100 * 2**20, 512), "cuda": _Workspace(512 * 2**20, 512 * 2**20, 0)}
 
 
 def linear_nll(
@@ -123,14 +110,6 @@ def _linear_nll(
     if reduction == "mean":
         objective = objective / count.clamp(min=1)
     return NLLResult(objective, per_token[0], valid, count, *per_token[1:])
-
-
-def rows_per_chunk(num_tokens: int, bytes_per_row: int, device: torch.device) -> int:
-    """Rows of nearly equal chunks that each fit the device's workspace."""
-    workspace = _WORKSPACES.get(device.type, _WORKSPACES["cuda"])
-    num_bytes = min(workspace.most_bytes, max(workspace.fewest_bytes, workspace.rows * bytes_per_row))
-    num_chunks = max(1, -(-num_tokens * bytes_per_row // num_bytes))
-    return max(1, -(-num_tokens // num_chunks))
 
 
 def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:

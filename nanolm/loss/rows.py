@@ -6,6 +6,7 @@ price of the maximum, moments block by block within the processor's cache, produ
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,30 @@ _MIN_COLUMNS_FOR_TWO_STAGES = 256
 
 # What a block of rows may take in the cache between the steps of a computation.
 _CACHE_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Bytes of logits worked on at a time: the fewest, the most, and the rows that the products want in between.
+
+    On the CPU memory that is asked for anew costs a page fault for every page, so fewer bytes are faster as long as the
+    products have rows enough; a GPU needs more rows to be filled (docs/numerics.md).
+    """
+
+    fewest_bytes: int
+    most_bytes: int
+    rows: int
+
+
+WORKSPACES = {"cpu": Workspace(16 * 2**20, 100 * 2**20, 512), "cuda": Workspace(512 * 2**20, 512 * 2**20, 0)}
+
+
+def rows_per_chunk(num_tokens: int, bytes_per_row: int, device: torch.device) -> int:
+    """Rows of nearly equal chunks that each fit the device's workspace."""
+    workspace = WORKSPACES.get(device.type, WORKSPACES["cuda"])
+    num_bytes = min(workspace.most_bytes, max(workspace.fewest_bytes, workspace.rows * bytes_per_row))
+    num_chunks = max(1, -(-num_tokens * bytes_per_row // num_bytes))
+    return max(1, -(-num_tokens // num_chunks))
 
 
 def first_max(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,6 +130,12 @@ def test_predictions_that_no_temperature_fits_are_refused():
         fit_temperature(hidden, torch.zeros_like(weight), u.argmax(dim=1))
     with pytest.raises(CalibrationRefused, match="all equal"):
         fit_temperature(hidden, weight[:1], torch.zeros(50, dtype=torch.long))
+    with pytest.raises(
+        CalibrationRefused, match="nearly\\) all right"
+    ):  # no variance is left at the end of the bracket
+        fit_temperature(hidden, 30 * weight, u.argmax(dim=1))
+    with pytest.raises(CalibrationRefused, match="so far apart"):
+        fit_temperature(hidden, 1e6 * weight, u.argmax(dim=1))
     for none in (u.argmax(dim=1)[:0], torch.full((50,), -100)):
         with pytest.raises(CalibrationRefused, match="no tokens"):
             fit_temperature(hidden[: len(none)], weight, none)
