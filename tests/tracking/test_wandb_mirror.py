@@ -399,7 +399,7 @@ def children(pid: int) -> list[int]:
 def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, "the condition did not come true"
         time.sleep(0.05)
 
 
