@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import signal
 
@@ -154,7 +153,7 @@ class Interrupted(TrainingLoop):
 
     def step(self):
         if self.state.step == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return super().step()
 
 
@@ -178,7 +177,7 @@ def test_a_stop_during_an_evaluation_repeats_the_evaluation(tiny, tmp_path, monk
     run(config, tmp_path / "straight")
 
     def evaluate_and_stop(model, split, sequence_length, config, loss, compute, progress, extras):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         progress(1, 2)
         raise AssertionError("progress did not stop the evaluation")
 
@@ -196,7 +195,7 @@ def test_a_stop_during_the_last_evaluation_still_ends_with_a_fitted_temperature(
     run(config, tmp_path / "straight")
 
     def stop(*args):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         args[-1](1, 2)
 
     with monkeypatch.context() as patch:
