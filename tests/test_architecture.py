@@ -16,7 +16,7 @@ ROOMS = [
     {"loss", "model", "data", "tracking"},
     {"optim", "calibration"},
     {"evaluation", "sampling"},
-    {"training"},
+    {"training", "baselines"},
     {"report"},
     {"inference"},
 ]
@@ -30,6 +30,7 @@ OWNERS = {
     "rich": {"tracking"},
     "datasets": {"data"},
     "transformers": {"interop"},
+    "sklearn": {"baselines"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
 }

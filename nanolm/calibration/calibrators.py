@@ -5,6 +5,7 @@
   p = (q - ε/V) / (1-ε) restores it exactly. Where q < ε/V that is negative and is floored.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,31 +74,65 @@ def invert_smoothing(logits: Tensor, label_smoothing: float) -> tuple[Tensor, fl
     return (p / p.sum(dim=1, keepdim=True)).log(), share
 
 
+Scored = tuple[Tensor, Tensor]
+"""(N, V) logits with (N,) targets"""
+
+
 def compare_calibrators(
-    fitting: tuple[Tensor, Tensor], scoring: tuple[Tensor, Tensor], label_smoothing: float = 0.0
+    fitting: Scored, scoring: Scored, label_smoothing: float = 0.0
 ) -> list[dict[str, str | float]]:
     """One row for each calibrator: fitted on one set of (N, V) logits and (N,) targets, scored on another.
 
     Rows hold ``calibrator``, the meter's figures on the scored set, and ``note``. A calibrator that cannot be fitted
     has its reason as its note and no figures.
     """
-    logits, targets = scoring
-    rows = [_row("none", logits, targets)]
-    try:
-        fit = fit_temperature_from_logits(*fitting)
-        rows.append(_row("temperature", logits.double() / fit.temperature, targets, f"T = {fit.temperature:.4f}"))
-    except CalibrationRefused as error:
-        rows.append({"calibrator": "temperature", "note": str(error)})
-    try:
-        rows.append(_row("vector scaling", VectorScaling.fit(*fitting)(logits), targets))
-    except (ConfigError, CalibrationRefused) as error:
-        rows.append({"calibrator": "vector scaling", "note": str(error)})
+    return compare_calibrators_over_folds([(fitting, scoring)], label_smoothing)
+
+
+def compare_calibrators_over_folds(
+    folds: Sequence[tuple[Scored, Scored]], label_smoothing: float = 0.0
+) -> list[dict[str, str | float]]:
+    """``compare_calibrators`` with the scored sets of several folds pooled, each calibrated by its own fitting set.
+
+    Where a calibrator cannot be fitted in some of the folds, these are scored as they are and its note says so.
+    """
+    calibrators: dict[str, Calibrator] = {
+        "none": lambda fitting, logits: (logits, ""),
+        "temperature": _temperature,
+        "vector scaling": lambda fitting, logits: (VectorScaling.fit(*fitting)(logits), ""),
+    }
     if label_smoothing:
-        restored, share = invert_smoothing(logits, label_smoothing)
-        rows.append(_row("inverse smoothing", restored, targets, f"{share:.2%} of the probabilities floored"))
-    return rows
+        calibrators["inverse smoothing"] = lambda fitting, logits: _unsmoothed(logits, label_smoothing)
+    return [_row(name, calibrate, folds) for name, calibrate in calibrators.items()]
 
 
-def _row(name: str, logits: Tensor, targets: Tensor, note: str = "") -> dict[str, str | float]:
-    figures = CalibrationMeter().update(softmax_nll(logits, targets)).metrics()
-    return {"calibrator": name, **figures, "note": note}
+Calibrator = Callable[[Scored, Tensor], tuple[Tensor, str]]
+"""Fitted on the first, applied to the second; says how in a few words. Raises ConfigError or CalibrationRefused."""
+
+
+def _temperature(fitting: Scored, logits: Tensor) -> tuple[Tensor, str]:
+    temperature = fit_temperature_from_logits(*fitting).temperature
+    return logits.double() / temperature, f"T = {temperature:.4f}"
+
+
+def _unsmoothed(logits: Tensor, label_smoothing: float) -> tuple[Tensor, str]:
+    restored, share = invert_smoothing(logits, label_smoothing)
+    return restored, f"{share:.2%} of the probabilities floored"
+
+
+def _row(name: str, calibrate: Calibrator, folds: Sequence[tuple[Scored, Scored]]) -> dict[str, str | float]:
+    meter, notes, refusals = CalibrationMeter(), [], []
+    for fitting, (logits, targets) in folds:
+        try:
+            logits, note = calibrate(fitting, logits)
+            notes.append(note)
+        except (ConfigError, CalibrationRefused) as error:
+            refusals.append(str(error))
+        meter.update(softmax_nll(logits, targets))
+    if not notes:
+        return {"calibrator": name, "note": refusals[0]}
+    said = [*dict.fromkeys(note for note in notes if note)]
+    note = said[0] if len(said) == 1 else f"{min(said)} to {max(said)}" if said else ""
+    if refusals:
+        note = "; ".join([*filter(None, [note]), f"not in {len(refusals)} of {len(folds)} folds: {refusals[0]}"])
+    return {"calibrator": name, **meter.metrics(), "note": note}

@@ -23,6 +23,7 @@ from nanolm.config.schema import (
     leaves,
     value_at,
 )
+from nanolm.config.schema_baseline import BaselineConfig, TaskConfig
 
 LOCAL_CORPORA = ("text", "jsonl", "parquet")
 HUB_CORPORA = ("tinystories", "wikitext2", "wikitext103", "fineweb_edu")
@@ -70,6 +71,9 @@ def _contradictions(config: Any) -> Iterator[str]:
                 f"evaluate.stride: expected at most trainer.sequence_length, {length}, found {stride}: "
                 "a window scores no more tokens than it holds"
             )
+    if isinstance(config, BaselineConfig):
+        yield from _name(config.name)
+        yield from _task(config.task)
     if isinstance(getattr(config, "data", None), DataConfig):
         yield from _data(config.data)
     if isinstance(getattr(config, "tokenizer", None), TokenizerConfig):
@@ -191,8 +195,17 @@ def _trainer(trainer: TrainerConfig) -> Iterator[str]:
         )
 
 
+def _task(task: TaskConfig) -> Iterator[str]:
+    for given, absent in (("path", "target"), ("target", "path")):
+        if getattr(task, given) is not None and getattr(task, absent) is None:
+            yield f"task.{absent}: task.{given} needs it; give task.path=FILE.csv and task.target=COLUMN together"
+
+
 def _missing(config: Any) -> Iterator[str]:
     data, checkpoint = getattr(config, "data", None), getattr(config, "checkpoint", None)
+    if isinstance(config, BaselineConfig) and config.task.path is not None and not os.path.isfile(config.task.path):
+        path, what = config.task.path, "a folder, not" if os.path.isdir(config.task.path) else "no such file; give"
+        yield f"task.path: {path!r} is {what} a CSV file, seen from {os.getcwd()}{tilde(path)}"
     if data is not None and data.path is not None:
         yield from _missing_corpus(data.path)
     if checkpoint is not None and not os.path.isdir(checkpoint):

@@ -1,7 +1,8 @@
 """Evaluation of a model on a split: windows, sums, figures with their intervals, and the fitted temperature."""
 
 from nanolm.evaluation.groups import TokenGroups, frequency_groups
-from nanolm.evaluation.result import MEANINGS, Evaluation, interval_text, summary_values, table
+from nanolm.evaluation.measurement import Measurement, finite, prediction_values
+from nanolm.evaluation.result import MEANINGS, Evaluation, interval_text, summary_values, table, table_rows
 from nanolm.evaluation.score import Extras, evaluate
 from nanolm.evaluation.temperature import FittedTemperature, calibration_json, fit_on_split, try_fit_on_split
 from nanolm.evaluation.windows import windows
@@ -11,14 +12,18 @@ __all__ = [
     "Evaluation",
     "Extras",
     "FittedTemperature",
+    "Measurement",
     "TokenGroups",
     "calibration_json",
     "evaluate",
+    "finite",
     "fit_on_split",
     "frequency_groups",
     "interval_text",
+    "prediction_values",
     "summary_values",
     "table",
+    "table_rows",
     "try_fit_on_split",
     "windows",
 ]

@@ -1,17 +1,12 @@
-"""What an evaluation found: values, intervals, and the files that it leaves."""
+"""What an evaluation of a language model found, and the table that a person reads of it."""
 
-import io
-import math
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-import numpy as np
-
-from nanolm.calibration import CalibrationMeter
-from nanolm.calibration.intervals import Interval, bootstrap_interval
-from nanolm.evaluation.sums import AT_TEMPERATURE, COLUMNS, NUM_BINS, STATISTICS, Array, column
-from nanolm.files import write_atomically
+from nanolm.calibration.intervals import Interval
+from nanolm.evaluation.measurement import Measurement, finite
+from nanolm.evaluation.sums import STATISTICS, column
 
 MEANINGS = {
     "nll": "nats per token, end-of-text included",
@@ -35,10 +30,6 @@ DURING_TRAINING = tuple(MEANINGS)[:10]
 """Those that training logs for val: all but what needs a fitted temperature."""
 
 
-SIGNED = ("entropy_gap", "calibration_error")
-"""Figures that can be below 0."""
-
-
 @dataclass(frozen=True)
 class Slice:
     """Figures of one group of tokens."""
@@ -49,80 +40,24 @@ class Slice:
 
     def as_json(self) -> dict[str, str | float | None]:
         """Its part of ``evaluation.json``."""
-        figures = {name: _finite(value) for name, value in self.metrics.items()}
+        figures = {name: finite(value) for name, value in self.metrics.items()}
         return {"name": self.name, "num_tokens": self.num_tokens, **figures}
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Sums over a split. NLL in nats; the tokens include each document's end-of-text."""
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Measurement):
+    """A language model on a split; the tokens include each document's end-of-text."""
 
-    split: str
+    statistics: ClassVar = STATISTICS
+
     sequence_length: int
     stride: int
-    documents: Array
-    """(num_documents, WIDTH), see ``nanolm.evaluation.sums``"""
-    blocks: Array | None
-    """(num_blocks, WIDTH) where documents are too few to be resampled"""
-    resampling: str
-    """what the intervals rest on, in words"""
-    meter: CalibrationMeter
-    meter_at_temperature: CalibrationMeter | None = None
     slices: dict[str, list[Slice]] = field(default_factory=dict)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens scored."""
-        return int(column(self.documents, "tokens").sum())
-
-    def values(self) -> dict[str, float]:
-        """Every figure of the whole split.
-
-        Both perplexity and bits per byte can be infinite: an exponential that overflows, a split of empty documents.
-        """
-        total = np.array([math.fsum(values) for values in self.documents.T])
-        found = self.meter.metrics() | {name: float(statistic(total)) for name, statistic in STATISTICS.items()}
-        if self.meter_at_temperature is not None:
-            found |= {name: float(statistic(total)) for name, statistic in AT_TEMPERATURE.items()}
-        return found
 
     def metrics(self) -> dict[str, float]:
         """The figures that training logs for val."""
         values = self.values()
         return {name: values[name] for name in DURING_TRAINING}
-
-    def intervals(self, seed: int = 0) -> dict[str, Interval]:
-        """95 % bootstrap intervals over documents, or blocks where these are few, of every figure that has one."""
-        units = self.documents if self.blocks is None else self.blocks
-        statistics = STATISTICS | (AT_TEMPERATURE if self.meter_at_temperature is not None else {})
-        found = {
-            name: bootstrap_interval(statistic, units, seed=seed)
-            for name, statistic in statistics.items()
-            if name not in ("perplexity", "refinement")  # functions of others
-        }
-        found = {name: _above_zero(found[name]) if name not in SIGNED else found[name] for name in found}
-        nll = found["nll"]
-        if nll.low is not None and nll.high is not None and nll.high < 700:
-            found["perplexity"] = Interval(math.exp(nll.value), math.exp(nll.low), math.exp(nll.high))
-        if "nll_at_temperature" in found:
-            found["refinement"] = found["nll_at_temperature"]
-        return {
-            name: Interval(value, found[name].low, found[name].high) if name in found else Interval(value, None, None)
-            for name, value in self.values().items()
-        }
-
-    def write_documents(self, path: Path) -> None:
-        """Leave the sums per document, and per block where there are some, in an ``.npz`` file.
-
-        Arrays are ``tokens`` and ``bytes`` as ``num_tokens`` and ``num_bytes``, ``correct`` as ``num_correct``,
-        all others with ``_sum`` at the end, or by their own names where binned, (num_documents, 15).
-        """
-        arrays = _named(self.documents, "") | ({} if self.blocks is None else _named(self.blocks, "block_"))
-        if self.meter_at_temperature is None:
-            arrays = {name: array for name, array in arrays.items() if "nll_at_temperature" not in name}
-        content = io.BytesIO()
-        np.savez(content, **arrays)
-        write_atomically(path, content.getvalue())
 
     def as_json(self, step: int, temperature: Interval | None = None) -> dict[str, Any]:
         """The content of ``evaluation.json``; null where a value is not finite or an interval does not exist.
@@ -131,27 +66,17 @@ class Evaluation:
             step: the checkpoint's.
             temperature: the fitted one that was scored, if any.
         """
-        intervals = self.intervals()
-        if self.meter_at_temperature is not None and temperature is not None:
-            intervals["temperature"] = temperature
-        total = self.documents.sum(axis=0)
-        reliability = {"1": _reliability(self.meter)}
-        if self.meter_at_temperature is not None:
-            reliability["fitted"] = _reliability(self.meter_at_temperature)
         return {
             "split": self.split,
             "step": step,
             "num_tokens": self.num_tokens,
             "num_documents": len(self.documents),
-            "num_bytes": int(column(total, "bytes")),
+            "num_bytes": int(column(self.documents.sum(axis=0), "bytes")),
             "sequence_length": self.sequence_length,
             "stride": self.stride,
             "intervals": self.resampling,
-            **{
-                name: {"value": _finite(i.value), "low": _finite(i.low), "high": _finite(i.high)}
-                for name, i in intervals.items()
-            },
-            "reliability": reliability,
+            **self.figures_json(temperature),
+            "reliability": self.reliability_json(),
             "slices": {kind: [group.as_json() for group in found] for kind, found in self.slices.items()},
         }
 
@@ -160,11 +85,12 @@ def table(content: dict[str, Any]) -> tuple[str, list[tuple[str, str | float, st
     """Title and rows (name, value with its interval, meaning) of the table that a person reads of a JSON content."""
     step, num_tokens = content["step"], content["num_tokens"]
     title = f"{content['split']} after {step:,} steps: {num_tokens:,} tokens, each scored once; {content['intervals']}"
-    rows: list[tuple[str, str | float, str]] = []
-    for name, meaning in MEANINGS.items():
-        if name in content:
-            rows.append((name, interval_text(content[name]), meaning))
-    return title, rows
+    return title, table_rows(content, MEANINGS)
+
+
+def table_rows(content: Mapping[str, Any], meanings: Mapping[str, str]) -> list[tuple[str, str | float, str]]:
+    """(name, value with its interval, meaning) of those of the figures that a JSON content has."""
+    return [(name, interval_text(content[name]), meaning) for name, meaning in meanings.items() if name in content]
 
 
 def summary_values(content: dict[str, Any]) -> dict[str, float | None]:
@@ -185,30 +111,3 @@ def interval_text(entry: dict[str, float | None]) -> str:
         return "not finite"
     text = f"{value:#.4g}"
     return text if low is None or high is None else f"{text} [{low:#.4g}, {high:#.4g}]"
-
-
-def _above_zero(interval: Interval) -> Interval:
-    return replace(interval, low=None if interval.low is None else max(0.0, interval.low))
-
-
-def _named(sums: Array, prefix: str) -> dict[str, Any]:
-    counts = {"tokens": "num_tokens", "bytes": "num_bytes", "correct": "num_correct"}
-    arrays: dict[str, Any] = {}
-    for name in COLUMNS:
-        values = column(sums, name)
-        if name in counts:
-            arrays[prefix + counts[name]] = values if prefix and name == "bytes" else values.astype(np.int64)
-        elif values.ndim == 2:
-            arrays[prefix + name] = values if name == "bin_confidence" else values.astype(np.int64)
-        else:
-            arrays[f"{prefix}{name}_sum"] = values
-    return arrays
-
-
-def _reliability(meter: CalibrationMeter) -> dict[str, list[float]]:
-    bins = meter.reliability(NUM_BINS)
-    return {name: np.asarray(getattr(bins, name)).tolist() for name in ("count", "confidence", "accuracy")}
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value

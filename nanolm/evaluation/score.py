@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from nanolm.config.schema import EvaluateConfig
 from nanolm.data import TokenSplit
 from nanolm.device import Compute
 from nanolm.evaluation.groups import TokenGroups, position_group, position_names
+from nanolm.evaluation.measurement import prediction_values
 from nanolm.evaluation.result import Evaluation, Slice
 from nanolm.evaluation.sums import UnitSums, column
 from nanolm.evaluation.windows import read_batches, windows
@@ -108,18 +108,9 @@ class _Scores:
         ``inputs``, (N,), are the tokens that they are predicted from.
         """
         self.meter.update(result)
-        assert result.sum_squared_probabilities is not None, "statistics are full"
-        nll = _array(result.nll)
-        values = {
-            "nll": nll,
-            "confidence": _array(result.confidence),
-            "correct": _array(result.correct),
-            "entropy": _array(result.entropy),
-            "brier": _array(result.sum_squared_probabilities) - 2 * np.exp(-nll) + 1,
-        }
+        values = prediction_values(result, scaled)
         if scaled is not None:
             self.meter_at_temperature.update(scaled)
-            values["nll_at_temperature"] = _array(scaled.nll)
         document = np.searchsorted(self.split.documents.first_target, position, side="right") - 1
         self.documents.add(document, values)
         if self.blocks is not None:
@@ -154,9 +145,3 @@ class _Scores:
 def _slices(names: list[str], meter: GroupedMeter) -> list[Slice]:
     found = zip(names, meter.num_tokens().tolist(), meter.metrics(), strict=True)
     return [Slice(name, num_tokens, metrics) for name, num_tokens, metrics in found if metrics]
-
-
-def _array(values: Any) -> npt.NDArray[np.float64]:
-    """A tensor as float64 on the CPU, where sums of many tokens keep their digits."""
-    array: npt.NDArray[np.float64] = values.double().cpu().numpy()
-    return array

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 TRAIN, VAL = "#8fa3bf", "#c2410c"
 
 
-def training_curve(metrics: Sequence[dict[str, Any]]) -> Markup:
-    """Training NLL of every step, its running mean, and val NLL, against tokens seen."""
+def training_curve(metrics: Sequence[dict[str, Any]], unit: str = "token") -> Markup:
+    """Training NLL of every step, its running mean, and val NLL, against tokens seen (or another unit)."""
     figure, axes = _figure()
     tokens = np.array([line["tokens"] for line in metrics], dtype=float)
     nll = np.array([line["train/nll"] for line in metrics], dtype=float)
@@ -24,7 +24,7 @@ def training_curve(metrics: Sequence[dict[str, Any]]) -> Markup:
     )
     val = [line for line in metrics if line.get("val/nll") is not None]
     axes.plot([line["tokens"] for line in val], [line["val/nll"] for line in val], "o-", color=VAL, label="val")
-    axes.set(xlabel="tokens seen", ylabel="NLL (nats per token)")
+    axes.set(xlabel=f"{unit}s seen", ylabel=f"NLL (nats per {unit})")
     axes.legend(frameon=False)
     return svg(figure)
 
@@ -42,7 +42,7 @@ def document_scatter(
     return svg(figure)
 
 
-def reliability_diagram(reliability: dict[str, dict[str, list[float]]]) -> Figure:
+def reliability_diagram(reliability: dict[str, dict[str, list[float]]], unit: str = "token") -> Figure:
     """Accuracy against confidence in 15 bins over a histogram of confidence, at T = 1 and at the fitted T.
 
     ``reliability`` maps "1" and, where there is one, "fitted" to count, confidence and accuracy of each bin.
@@ -64,20 +64,22 @@ def reliability_diagram(reliability: dict[str, dict[str, list[float]]]) -> Figur
         )
     axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False)
-    shares.set(xlabel="confidence (largest probability)", ylabel="share of tokens")
+    shares.set(xlabel="confidence (largest probability)", ylabel=f"share of {unit}s")
     for part in (axes, shares):
         part.spines[["top", "right"]].set_visible(False)
         part.grid(alpha=0.25)
     return figure
 
 
-def temperature_curve(curve: dict[str, list[float]], fitted: float, points: dict[float, float]) -> Markup:
+def temperature_curve(
+    curve: dict[str, list[float]], fitted: float, points: dict[float, float], unit: str = "token"
+) -> Markup:
     """NLL against T on the calibration split, its optimum, and ``points`` of T and NLL on the scored split."""
     figure, axes = _figure()
     axes.plot(curve["temperature"], curve["nll"], color=TRAIN, linewidth=1.8, label="calibration split (a part of it)")
     axes.axvline(fitted, color=TRAIN, linestyle=":", label=f"fitted: T = {fitted:.4g}")
     axes.plot(list(points), list(points.values()), "o", color=VAL, label="the split scored here")
-    axes.set(xlabel="temperature", ylabel="NLL (nats per token)", xscale="log")
+    axes.set(xlabel="temperature", ylabel=f"NLL (nats per {unit})", xscale="log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.legend(frameon=False)

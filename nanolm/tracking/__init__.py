@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from nanolm.config.schema import TrainConfig
+from nanolm.config.schema_baseline import BaselineConfig
 from nanolm.tracking.console import Console
 from nanolm.tracking.metrics_file import Line, MetricsFile, Scalar, read_metrics
 from nanolm.tracking.rates import Stopwatch, Throughput
@@ -29,20 +30,22 @@ class Tracker:
 
     @classmethod
     def open(
-        cls, config: TrainConfig, run_directory: Path, resume_step: int | None, console: Console | None = None
+        cls,
+        config: TrainConfig | BaselineConfig,
+        run_directory: Path,
+        resume_step: int | None,
+        console: Console,
     ) -> Self:
         """Open the tracking of a run directory, which exists.
 
         Args:
             resume_step: as in ``MetricsFile``: the checkpoint's step, 0 after an interruption before the
                 first checkpoint, None for a directory that must not hold a run yet.
-            console: the console in use; None makes one of the config's limits.
+            console: the console in use.
 
         Raises:
             DataError: the metrics file there does not fit ``resume_step``.
         """
-        trainer = config.trainer
-        console = console or Console(trainer.max_steps, trainer.max_seconds, trainer.log_every)
         metrics = MetricsFile(run_directory / "metrics.jsonl", resume_step)
         if metrics.num_dropped:
             console.note(

@@ -41,7 +41,7 @@ def test_a_run_interrupted_and_continued_has_each_step_once(tmp_path: Path, conf
 def test_a_directory_that_holds_a_run_is_no_place_for_a_new_one(tmp_path: Path, config: TrainConfig) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "tokens": 768}\n')
     with pytest.raises(DataError, match="already holds the metrics of a run"):
-        Tracker.open(config, tmp_path, None)
+        Tracker.open(config, tmp_path, None, Console())
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_directory_that_holds_a_run_is_no_place_for_a_new_one(tmp_path: Path, 
 )
 def test_the_mirror_learns_how_the_run_ended(tmp_path: Path, config: TrainConfig, error, code: int) -> None:
     closed = []
-    tracker = Tracker.open(config, tmp_path, None)
+    tracker = Tracker.open(config, tmp_path, None, Console())
     tracker._wandb.close = closed.append
     with contextlib.suppress(BaseException), tracker:
         if error is not None:

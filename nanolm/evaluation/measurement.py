@@ -1,0 +1,159 @@
+"""Predictions measured: every figure with its interval, for a language model's tokens and a classifier's examples alike.
+
+A unit is what is resampled and what stays together: a document with its tokens, or an example with its repeats.
+"""
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nanolm.calibration import CalibrationMeter
+from nanolm.calibration.intervals import Interval, bootstrap_interval
+from nanolm.evaluation.sums import AT_TEMPERATURE, COLUMNS, NUM_BINS, STATISTICS, Array, column
+from nanolm.files import write_atomically
+from nanolm.loss import NLLResult
+
+SIGNED = ("entropy_gap", "calibration_error")
+"""Figures that can be below 0."""
+
+
+def prediction_values(result: NLLResult, scaled: NLLResult | None = None) -> dict[str, Array]:
+    """(N,) values by the names of ``sums.PER_TOKEN``, from full statistics at temperature 1 and at the fitted one."""
+    assert result.sum_squared_probabilities is not None, "statistics are full"
+    nll = _array(result.nll)
+    values = {
+        "nll": nll,
+        "confidence": _array(result.confidence),
+        "correct": _array(result.correct),
+        "entropy": _array(result.entropy),
+        "brier": _array(result.sum_squared_probabilities) - 2 * np.exp(-nll) + 1,
+    }
+    return values if scaled is None else values | {"nll_at_temperature": _array(scaled.nll)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Sums over the units of a split. NLL in nats per prediction."""
+
+    statistics: ClassVar[dict[str, Callable[[Array], Array]]] = {
+        name: statistic for name, statistic in STATISTICS.items() if name != "bits_per_byte"
+    }
+
+    split: str
+    documents: Array
+    """(num_documents, WIDTH), see ``nanolm.evaluation.sums``; a classifier's documents are its examples"""
+    blocks: Array | None = None
+    """(num_blocks, WIDTH) where documents are too few to be resampled"""
+    resampling: str
+    """what the intervals rest on, in words"""
+    meter: CalibrationMeter
+    meter_at_temperature: CalibrationMeter | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Predictions scored."""
+        return int(column(self.documents, "tokens").sum())
+
+    def values(self) -> dict[str, float]:
+        """Every figure of the whole split.
+
+        Both perplexity and bits per byte can be infinite: an exponential that overflows, a split of empty documents.
+        """
+        total = np.array([math.fsum(values) for values in self.documents.T])
+        found = self.meter.metrics() | {name: float(statistic(total)) for name, statistic in self.statistics.items()}
+        if self.meter_at_temperature is not None:
+            found |= {name: float(statistic(total)) for name, statistic in AT_TEMPERATURE.items()}
+        return found
+
+    def intervals(self, seed: int = 0) -> dict[str, Interval]:
+        """95 % bootstrap intervals over documents, or blocks where these are few, of every figure that has one."""
+        units = self.documents if self.blocks is None else self.blocks
+        statistics = self.statistics | (AT_TEMPERATURE if self.meter_at_temperature is not None else {})
+        found = {
+            name: bootstrap_interval(statistic, units, seed=seed)
+            for name, statistic in statistics.items()
+            if name not in ("perplexity", "refinement")  # functions of others
+        }
+        found = {name: _above_zero(found[name]) if name not in SIGNED else found[name] for name in found}
+        nll = found["nll"]
+        if nll.low is not None and nll.high is not None and nll.high < 700:
+            found["perplexity"] = Interval(math.exp(nll.value), math.exp(nll.low), math.exp(nll.high))
+        if "nll_at_temperature" in found:
+            found["refinement"] = found["nll_at_temperature"]
+        return {
+            name: Interval(value, found[name].low, found[name].high) if name in found else Interval(value, None, None)
+            for name, value in self.values().items()
+        }
+
+    def figures_json(self, temperature: Interval | None = None) -> dict[str, dict[str, float | None]]:
+        """``{name: {"value", "low", "high"}}``; null where a value is not finite or an interval does not exist.
+
+        Args:
+            temperature: the fitted one that was scored, if any.
+        """
+        intervals = self.intervals()
+        if self.meter_at_temperature is not None and temperature is not None:
+            intervals["temperature"] = temperature
+        return {
+            name: {"value": finite(i.value), "low": finite(i.low), "high": finite(i.high)}
+            for name, i in intervals.items()
+        }
+
+    def reliability_json(self) -> dict[str, dict[str, list[float]]]:
+        """The bins of a reliability diagram at T = 1 and, where everything was scored there too, at the fitted T."""
+        reliability = {"1": _reliability(self.meter)}
+        if self.meter_at_temperature is not None:
+            reliability["fitted"] = _reliability(self.meter_at_temperature)
+        return reliability
+
+    def write_documents(self, path: Path) -> None:
+        """Leave the sums per document, and per block where there are some, in an ``.npz`` file.
+
+        Arrays are ``tokens`` and ``bytes`` as ``num_tokens`` and ``num_bytes``, ``correct`` as ``num_correct``,
+        all others with ``_sum`` at the end, or by their own names where binned, (num_documents, 15).
+        """
+        arrays = _named(self.documents, "") | ({} if self.blocks is None else _named(self.blocks, "block_"))
+        if self.meter_at_temperature is None:
+            arrays = {name: array for name, array in arrays.items() if "nll_at_temperature" not in name}
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        write_atomically(path, content.getvalue())
+
+
+def finite(value: float | None) -> float | None:
+    """A value as JSON can hold it: None where it is not finite."""
+    return None if value is None or not math.isfinite(value) else value
+
+
+def _array(values: Any) -> Array:
+    """A tensor as float64 on the CPU, where sums of many tokens keep their digits."""
+    array: Array = values.double().cpu().numpy()
+    return array
+
+
+def _above_zero(interval: Interval) -> Interval:
+    return replace(interval, low=None if interval.low is None else max(0.0, interval.low))
+
+
+def _named(sums: Array, prefix: str) -> dict[str, Any]:
+    counts = {"tokens": "num_tokens", "bytes": "num_bytes", "correct": "num_correct"}
+    arrays: dict[str, Any] = {}
+    for name in COLUMNS:
+        values = column(sums, name)
+        if name in counts:
+            arrays[prefix + counts[name]] = values if prefix and name == "bytes" else values.astype(np.int64)
+        elif values.ndim == 2:
+            arrays[prefix + name] = values if name == "bin_confidence" else values.astype(np.int64)
+        else:
+            arrays[f"{prefix}{name}_sum"] = values
+    return arrays
+
+
+def _reliability(meter: CalibrationMeter) -> dict[str, list[float]]:
+    bins = meter.reliability(NUM_BINS)
+    return {name: np.asarray(getattr(bins, name)).tolist() for name in ("count", "confidence", "accuracy")}

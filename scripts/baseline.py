@@ -1,0 +1,24 @@
+"""Fit a classifier by the same loss, and measure it by the same figures, as a language model. See --help."""
+
+import os
+import sys
+
+# Python looks into the folder of a script first, where tokenize.py would stand in for the standard library's module.
+sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.realpath(__file__))]
+
+from pathlib import Path
+
+from nanolm.config import command_line
+from nanolm.config.schema_baseline import BaselineConfig
+
+
+def task(config: BaselineConfig, run_dir: Path, command: str) -> int:
+    """Cross-validate in a run directory, unless that was done before."""
+    from nanolm.baselines import run_baseline
+    from nanolm.report import write_baseline_report
+
+    return run_baseline(config, run_dir, command, write_baseline_report)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run("baseline", task))
