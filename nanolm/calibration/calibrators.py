@@ -78,9 +78,7 @@ Scored = tuple[Tensor, Tensor]
 """(N, V) logits with (N,) targets"""
 
 
-def compare_calibrators(
-    fitting: Scored, scoring: Scored, label_smoothing: float = 0.0
-) -> list[dict[str, str | float]]:
+def compare_calibrators(fitting: Scored, scoring: Scored, label_smoothing: float = 0.0) -> list[dict[str, str | float]]:
     """One row for each calibrator: fitted on one set of (N, V) logits and (N,) targets, scored on another.
 
     Rows hold ``calibrator``, the meter's figures on the scored set, and ``note``. A calibrator that cannot be fitted
@@ -96,43 +94,51 @@ def compare_calibrators_over_folds(
 
     Where a calibrator cannot be fitted in some of the folds, these are scored as they are and its note says so.
     """
-    calibrators: dict[str, Calibrator] = {
-        "none": lambda fitting, logits: (logits, ""),
-        "temperature": _temperature,
-        "vector scaling": lambda fitting, logits: (VectorScaling.fit(*fitting)(logits), ""),
-    }
+    calibrators = [
+        Calibrator("none", lambda fitting, logits: (logits, None)),
+        Calibrator("temperature", _temperature, "T = ", ".4f"),
+        Calibrator("vector scaling", lambda fitting, logits: (VectorScaling.fit(*fitting)(logits), None)),
+    ]
     if label_smoothing:
-        calibrators["inverse smoothing"] = lambda fitting, logits: _unsmoothed(logits, label_smoothing)
-    return [_row(name, calibrate, folds) for name, calibrate in calibrators.items()]
+        invert = lambda fitting, logits: invert_smoothing(logits, label_smoothing)  # noqa: E731
+        calibrators.append(Calibrator("inverse smoothing", invert, "share of probabilities floored: ", ".2%"))
+    return [_row(calibrator, folds) for calibrator in calibrators]
 
 
-Calibrator = Callable[[Scored, Tensor], tuple[Tensor, str]]
-"""Fitted on the first, applied to the second; says how in a few words. Raises ConfigError or CalibrationRefused."""
+@dataclass(frozen=True)
+class Calibrator:
+    """A map of logits that may be fitted, and the number that it is told by."""
+
+    name: str
+    apply: Callable[[Scored, Tensor], tuple[Tensor, float | None]]
+    """fitted on the first, applied to the second; may raise ConfigError or CalibrationRefused"""
+    about: str = ""
+    spec: str = ""
+
+    def note(self, numbers: Sequence[float]) -> str:
+        """The numbers of all folds in words: the one, or the least and the largest."""
+        ends = dict.fromkeys(format(number, self.spec) for number in (min(numbers), max(numbers)))
+        return self.about + " to ".join(ends)
 
 
-def _temperature(fitting: Scored, logits: Tensor) -> tuple[Tensor, str]:
+def _temperature(fitting: Scored, logits: Tensor) -> tuple[Tensor, float]:
     temperature = fit_temperature_from_logits(*fitting).temperature
-    return logits.double() / temperature, f"T = {temperature:.4f}"
+    return logits.double() / temperature, temperature
 
 
-def _unsmoothed(logits: Tensor, label_smoothing: float) -> tuple[Tensor, str]:
-    restored, share = invert_smoothing(logits, label_smoothing)
-    return restored, f"{share:.2%} of the probabilities floored"
-
-
-def _row(name: str, calibrate: Calibrator, folds: Sequence[tuple[Scored, Scored]]) -> dict[str, str | float]:
-    meter, notes, refusals = CalibrationMeter(), [], []
+def _row(calibrator: Calibrator, folds: Sequence[tuple[Scored, Scored]]) -> dict[str, str | float]:
+    meter, numbers, refusals = CalibrationMeter(), [], []
     for fitting, (logits, targets) in folds:
         try:
-            logits, note = calibrate(fitting, logits)
-            notes.append(note)
+            mapped, number = calibrator.apply(fitting, logits)
+            numbers += [] if number is None else [number]
         except (ConfigError, CalibrationRefused) as error:
+            mapped = logits
             refusals.append(str(error))
-        meter.update(softmax_nll(logits, targets))
-    if not notes:
-        return {"calibrator": name, "note": refusals[0]}
-    said = [*dict.fromkeys(note for note in notes if note)]
-    note = said[0] if len(said) == 1 else f"{min(said)} to {max(said)}" if said else ""
+        meter.update(softmax_nll(mapped, targets))
+    if len(refusals) == len(folds):
+        return {"calibrator": calibrator.name, "note": refusals[0]}
+    notes = [calibrator.note(numbers)] if numbers else []
     if refusals:
-        note = "; ".join([*filter(None, [note]), f"not in {len(refusals)} of {len(folds)} folds: {refusals[0]}"])
-    return {"calibrator": name, **meter.metrics(), "note": note}
+        notes.append(f"not in {len(refusals)} of {len(folds)} folds: {refusals[0]}")
+    return {"calibrator": calibrator.name, **meter.metrics(), "note": "; ".join(notes)}

@@ -1,5 +1,6 @@
 """The pages: what a run or an evaluation measured, on one sheet."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def write_run_report(run_dir: Path, evaluation: dict[str, Any]) -> bytes:
     """
     metrics = read_metrics(run_dir / "metrics.jsonl")
     seconds = metrics[-1]["train/seconds"]
-    _write(
+    write_page(
         run_dir / "report.html",
         title=f"{run_dir.parent.name}/{run_dir.name}",
         lead=f"{evaluation['step']:,} steps, {metrics[-1]['tokens']:,} tokens, {seconds:,.0f} seconds of training",
@@ -35,7 +36,7 @@ def write_run_report(run_dir: Path, evaluation: dict[str, Any]) -> bytes:
 def write_evaluation_report(folder: Path, checkpoint: Path, evaluation: dict[str, Any]) -> None:
     """Write ``report-<split>.html`` beside the ``documents-<split>.npz`` of an evaluation."""
     split = evaluation["split"]
-    _write(
+    write_page(
         folder / f"report-{split}.html",
         title=f"{checkpoint.name} on {split}",
         lead=str(checkpoint),
@@ -44,16 +45,16 @@ def write_evaluation_report(folder: Path, checkpoint: Path, evaluation: dict[str
     )
 
 
-def _calibration_figures(evaluation: dict[str, Any]) -> dict[str, str | None]:
+def _calibration_figures(evaluation: dict[str, Any], unit: str) -> dict[str, str | None]:
     """The figures of an evaluation that has what they show."""
     calibration, slices = evaluation.get("calibration") or {}, evaluation["slices"]
     temperature_figure = None
     if calibration.get("temperature"):
         fitted = calibration["temperature"]["value"]
         points = {1.0: evaluation["nll"]["value"], fitted: evaluation["nll_at_temperature"]["value"]}
-        temperature_figure = figures.temperature_curve(calibration["curve"], fitted, points)
+        temperature_figure = figures.temperature_curve(calibration["curve"], fitted, points, unit)
     return {
-        "reliability": figures.svg(figures.reliability_diagram(evaluation["reliability"])),
+        "reliability": figures.svg(figures.reliability_diagram(evaluation["reliability"], unit)),
         "temperature": temperature_figure,
         "no_temperature": calibration.get("reason"),
         "by_frequency": slices.get("frequency")
@@ -73,17 +74,31 @@ def _document_figure(path: Path, evaluation: dict[str, Any]) -> str:
     return figures.document_scatter(bits_per_byte, num_bytes, evaluation["bits_per_byte"]["value"])
 
 
-def _write(path: Path, **content: Any) -> None:
+def write_page(
+    path: Path,
+    *,
+    template: str = "report.html",
+    unit: str = "token",
+    meanings: Mapping[str, str] = MEANINGS,
+    **content: Any,
+) -> None:
+    """Write a page from its template; everything in it that is not markup of ours is escaped.
+
+    Args:
+        unit: what a prediction is of, for the labels of figures.
+        meanings: the figures of its table.
+        content: what the template names, ``evaluation`` (the content of ``evaluation.json``) among it.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("nanolm.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    page = environment.get_template("report.html").render(
+    page = environment.get_template(template).render(
         {"curve": None, "samples": None, "config": None}
-        | _calibration_figures(content["evaluation"])
-        | {"rows": [row for row in MEANINGS.items() if row[0] in content["evaluation"]], "interval_text": interval_text}
+        | _calibration_figures(content["evaluation"], unit)
+        | {"rows": [row for row in meanings.items() if row[0] in content["evaluation"]], "interval_text": interval_text}
         | content
     )
     write_atomically(path, page + "\n")

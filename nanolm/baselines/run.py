@@ -1,0 +1,187 @@
+"""One baseline run from configuration to ``evaluation.json``. It takes a minute at most, so it starts over if killed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nanolm.baselines.cross_validation import CrossValidation
+from nanolm.baselines.datasets import Dataset, load_dataset
+from nanolm.baselines.separation import study_separation
+from nanolm.baselines.tables import MEANINGS, calibrator_table, separation_table, title
+from nanolm.config import flatten, from_yaml, to_yaml
+from nanolm.config.schema_baseline import BaselineConfig
+from nanolm.errors import ConfigError
+from nanolm.evaluation import FittedTemperature, calibration_json, finite, summary_values, table_rows
+from nanolm.files import lock, write_atomically
+from nanolm.tracking import Console, Stopwatch, Throughput, Tracker
+from nanolm.tracking.metrics_file import Scalar
+
+WriteReport = Callable[[Path, dict[str, Any]], bytes]
+
+EVALUATION = "evaluation.json"
+DURING_TRAINING = (
+    "nll",
+    "perplexity",
+    "accuracy",
+    "confidence",
+    "ece",
+    "smooth_ece",
+    "brier",
+    "entropy",
+    "entropy_gap",
+)
+
+
+def run_baseline(config: BaselineConfig, run_dir: Path, command: str, write_report: WriteReport) -> int:
+    """Cross-validate, measure and publish; a finished run of the same configuration is left as it is.
+
+    Args:
+        config: the run's configuration.
+        run_dir: the run directory, which exists.
+        command: what the user types to run it again; printed at the start.
+        write_report: makes ``report.html`` from the run directory and the content of ``evaluation.json``, which
+            is published after it as the last of all files; returns the reliability diagram as PNG.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        NanolmError: the input is wrong, or the loss became NaN.
+    """
+    with lock(run_dir / ".lock", ConfigError, purpose="running a baseline"):
+        _check_same_run(config, run_dir)
+        console = Console(config.task.epochs, None, config.task.eval_every)
+        if (run_dir / EVALUATION).exists():
+            console.note(f"{run_dir}: this run is finished ({EVALUATION} is there), so there is nothing to do.")
+            console.result(str(run_dir))
+            return 0
+        dataset = load_dataset(config.task)
+        validation = CrossValidation(dataset, config)
+        write_atomically(run_dir / "config.yaml", to_yaml(config))
+        with Tracker.open(config, run_dir, 0, console) as tracker:
+            _introduce(tracker, dataset, config, command)
+            tokens = _train(validation, config, tracker)
+            validation.finish()
+            content = _content(validation, config, console, tokens)
+            validation.measure().write_documents(run_dir / "documents-val.npz")
+            diagram = write_report(run_dir, content)
+            _show(tracker, run_dir, content, diagram)
+            write_atomically(run_dir / EVALUATION, json.dumps(content, indent=2) + "\n")
+        console.result(str(run_dir))
+    return 0
+
+
+def _introduce(tracker: Tracker, dataset: Dataset, config: BaselineConfig, command: str) -> None:
+    classes, parts = len(dataset.class_names), config.cross_validation
+    tracker.note(
+        f"data: {dataset.name}, {len(dataset):,} examples, {len(dataset.feature_names):,} features, {classes} classes"
+    )
+    tracker.note(
+        f"model: {config.task.model}, fitted {parts.folds * parts.repeats} times ({parts.repeats} x {parts.folds} "
+        f"folds) for {config.task.epochs:,} epochs; figures during training are of all fits together"
+    )
+    tracker.note(f"the command of this run: {command}")
+
+
+def _train(validation: CrossValidation, config: BaselineConfig, tracker: Tracker) -> int:
+    """All epochs, one line of ``metrics.jsonl`` each; the number of examples that were learnt from."""
+    task, stopwatch, throughput = config.task, Stopwatch(), Throughput()
+    tokens, before = 0, 0.0
+    for epoch in range(1, task.epochs + 1):
+        line: dict[str, Scalar] = dict(validation.train_epoch(epoch))
+        if not line:
+            tracker.note(f"early stopping has ended all fits by epoch {epoch - 1:,}")
+            break
+        tokens += validation.examples_per_epoch
+        seconds = stopwatch.seconds
+        line |= {
+            "step": epoch,
+            "tokens": tokens,
+            "train/learning_rate": task.learning_rate,
+            "train/seconds": seconds,
+            "train/tokens_per_second": throughput.add(validation.examples_per_epoch, seconds - before),
+        }
+        before = seconds
+        if epoch % task.eval_every == 0 or epoch == task.epochs:
+            figures = validation.score().metrics()
+            line |= {f"val/{name}": figures[name] for name in DURING_TRAINING}
+        tracker.log(line)
+    return tokens
+
+
+def _content(validation: CrossValidation, config: BaselineConfig, console: Console, tokens: int) -> dict[str, Any]:
+    """The content of ``evaluation.json``: the keys of a language model's, and what only a classifier has."""
+    dataset, measured = validation.dataset, validation.measure()
+    pooled = validation.pooled_temperature()
+    interval = pooled.interval if isinstance(pooled, FittedTemperature) else None
+    separation = None
+    if config.separation.epochs is not None:
+        with console.progress("separation", unit="epochs") as progress:
+            separation = study_separation(dataset, config, progress)
+    return {
+        "split": measured.split,
+        "step": config.task.epochs,
+        "num_tokens": measured.num_tokens,
+        "num_documents": len(dataset),
+        "intervals": measured.resampling,
+        **measured.figures_json(interval),
+        "reliability": measured.reliability_json(),
+        "slices": {},
+        "calibration": calibration_json(pooled),
+        "task": {
+            "name": config.task.name,
+            "model": config.task.model,
+            "data": dataset.name,
+            "features": list(dataset.feature_names),
+            "classes": list(dataset.class_names),
+            "class_counts": [int((dataset.labels == label).sum()) for label in range(dataset.num_classes)],
+            "examples_seen": tokens,
+        },
+        "calibrators": [
+            {name: finite(value) if isinstance(value, float) else value for name, value in row.items()}
+            for row in validation.compare_calibrators()
+        ],
+        "folds": [
+            {
+                "repeat": model.fold.repeat,
+                "fold": model.fold.number,
+                "num_learning": len(model.fold.learning),
+                "num_calibration": len(model.fold.calibration),
+                "num_scored": len(model.fold.scored),
+                "temperature": found if isinstance(found, float) else None,
+                "reason": None if isinstance(found, float) else found,
+                "stopped_at": model.learner.stopped_at,
+            }
+            for model, found in zip(validation.models, validation.temperatures, strict=True)
+        ],
+        "separation": separation,
+    }
+
+
+def _show(tracker: Tracker, run_dir: Path, content: dict[str, Any], diagram: bytes) -> None:
+    """Print the tables, and mirror the figures and the report."""
+    tracker.console.result(calibrator_table(content) + "\n")
+    if content["separation"]:
+        tracker.console.result(separation_table(content) + "\n")
+    tracker.summary(title(content), table_rows(content, MEANINGS), summary_values(content))
+    lines = {f"T = {name}": line for name, line in content["reliability"].items()}
+    tracker.report(run_dir / "report.html", diagram, lines)
+
+
+def _check_same_run(config: BaselineConfig, run_dir: Path) -> None:
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        return
+    before, now = (flatten(c) for c in (from_yaml(path.read_text(encoding="utf-8"), BaselineConfig), config))
+    differing = [
+        f"  {name}: {before[name]!r} there, {now[name]!r} now"
+        for name in before
+        if before[name] != now[name] and not name.startswith(("name", "wandb."))
+    ]
+    if differing:
+        raise ConfigError(
+            f"{run_dir}: this directory holds a run with another configuration:\n"
+            + "\n".join(differing)
+            + "\nGive the same values, or another hydra.run.dir for a new run."
+        )

@@ -1,0 +1,93 @@
+"""What a person reads of a baseline's ``evaluation.json``, on a terminal and on the page."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from nanolm.evaluation import MEANINGS as OF_LANGUAGE_MODELS
+
+MEANINGS = {name: meaning for name, meaning in OF_LANGUAGE_MODELS.items() if name != "bits_per_byte"} | {
+    "nll": "nats per prediction, never smoothed",
+    "accuracy": "share of predictions where the most likely class is right",
+    "confidence": "mean probability of the most likely class",
+    "brier": "Σ (probability - outcome)² over the classes",
+    "entropy": "nats per prediction that the model expects to lose",
+    "temperature": "fitted on all inner splits together; above 1 the model is too sure",
+    "nll_at_temperature": "NLL with each fold's logits divided by the T of its inner split",
+}
+"""The figures of the table, in its order; ``evaluation.json`` holds more."""
+
+CALIBRATOR_COLUMNS = ("nll", "ece", "smooth_ece", "brier", "accuracy", "confidence", "entropy_gap")
+SEPARATION_COLUMNS = (
+    "weight_norm",
+    "margin",
+    "train_nll",
+    "train_accuracy",
+    "nll",
+    "accuracy",
+    "confidence",
+)
+
+
+def title(content: dict[str, Any]) -> str:
+    """The title of the table of figures."""
+    task = content["task"]
+    return (
+        f"{task['data']}, {task['model']}, after {content['step']:,} epochs: {content['num_tokens']:,} out-of-fold "
+        f"predictions of {content['num_documents']:,} examples; {content['intervals']}"
+    )
+
+
+def calibrator_rows(content: dict[str, Any]) -> list[list[str]]:
+    """Header and one row for each calibrator."""
+    header = ["calibrator", *(name.replace("_", " ") for name in CALIBRATOR_COLUMNS), "note"]
+    return [
+        header,
+        *(
+            [row["calibrator"], *(_cell(row.get(name)) for name in CALIBRATOR_COLUMNS), row["note"]]
+            for row in content["calibrators"]
+        ),
+    ]
+
+
+def separation_rows(content: dict[str, Any]) -> list[list[str]]:
+    """Header and one row for each fit of the separation study."""
+    header = ["fit", "epoch", *(name.replace("_", " ") for name in SEPARATION_COLUMNS)]
+    return [
+        header,
+        *(
+            [fit["name"], f"{fit['epoch']:,}", *(_cell(fit["final"][name]) for name in SEPARATION_COLUMNS)]
+            for fit in content["separation"]["fits"]
+        ),
+    ]
+
+
+def calibrator_table(content: dict[str, Any]) -> str:
+    """The calibrators for a terminal."""
+    return aligned("calibrators, each fitted within the training folds:", calibrator_rows(content))
+
+
+def separation_table(content: dict[str, Any]) -> str:
+    """The separation study for a terminal."""
+    found = content["separation"]
+    about = (
+        f"what grows with epochs ({found['num_learning']:,} examples learnt from; nll, accuracy and confidence on "
+        f"{found['num_scored']:,} others):"
+    )
+    return aligned(about, separation_rows(content))
+
+
+def aligned(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell: the first and a note to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [title]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if place == 0 or rows[0][place] == "note" else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:#.4g}"
