@@ -3,6 +3,7 @@
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -90,7 +91,8 @@ class LogisticRegressionTorch:
     @property
     def weights(self) -> Floats:
         """(F,) coefficients."""
-        return self._linear.weight.detach().numpy()[0]
+        weights: Floats = self._linear.weight.detach().numpy()[0]
+        return weights
 
     @property
     def bias(self) -> float:
@@ -106,7 +108,7 @@ class LogisticRegressionTorch:
     def fit(
         self,
         X: Floats,
-        y: Floats,
+        y: npt.ArrayLike,
         lr: float = 0.1,
         epochs: int = 1000,
         l2: float = 0.0,
@@ -128,6 +130,6 @@ class LogisticRegressionTorch:
         probabilities: Floats = self.model(torch.from_numpy(X)).sigmoid().numpy()
         return probabilities
 
-    def predict(self, X: Floats, threshold: float = 0.5) -> "np.typing.NDArray[np.int64]":
+    def predict(self, X: Floats, threshold: float = 0.5) -> npt.NDArray[np.int64]:
         """(N,) classes: 1 where the probability is the threshold or more."""
         return (self.predict_proba(X) >= threshold).astype(np.int64)

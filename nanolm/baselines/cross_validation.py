@@ -18,12 +18,14 @@ from nanolm.baselines.learner import EpochSums, Examples, Indices, Learner
 from nanolm.calibration import CalibrationMeter, GroupedMeter, fit_temperature_from_logits
 from nanolm.calibration.calibrators import compare_calibrators_over_folds
 from nanolm.calibration.temperature import CalibrationRefused
+from nanolm.config.schema import LossConfig
 from nanolm.config.schema_baseline import BaselineConfig, CrossValidationConfig
 from nanolm.errors import DataError
 from nanolm.evaluation import FittedTemperature, Measurement, prediction_values
 from nanolm.evaluation.sums import UnitSums
 from nanolm.evaluation.temperature import CURVE_RATIOS
 from nanolm.loss import LossOptions
+from nanolm.loss.dense import soft_capped
 from nanolm.seeds import derive_seed
 
 
@@ -60,8 +62,9 @@ def make_folds(dataset: Dataset, config: CrossValidationConfig, seed: int) -> li
     if min(num_calibrating, num_training - num_calibrating) < dataset.num_classes:
         raise DataError(
             f"cross_validation.calibration_fraction={config.calibration_fraction:g}: expected at least one example of "
-            f"each of the {dataset.num_classes} classes on either side, found {num_training - num_calibrating} examples "
-            f"to learn from and {num_calibrating} to calibrate on in a fold; choose another fraction, or give more rows"
+            f"each of the {dataset.num_classes} classes on either side, found {num_training - num_calibrating} "
+            f"examples to learn from and {num_calibrating} to calibrate on in a fold; "
+            "choose another fraction, or give more rows"
         )
     found = []
     for repeat in range(config.repeats):
@@ -75,6 +78,13 @@ def make_folds(dataset: Dataset, config: CrossValidationConfig, seed: int) -> li
     return found
 
 
+def loss_options(loss: LossConfig) -> LossOptions:
+    """The options of the objective that training minimises."""
+    return LossOptions(
+        label_smoothing=loss.label_smoothing, z_loss=loss.z_loss, softcap=loss.softcap, temperature=loss.temperature
+    )
+
+
 class FoldModel:
     """The learner of one fold, and the temperature that its inner split gives."""
 
@@ -82,7 +92,7 @@ class FoldModel:
         self.fold = fold
         examples = Examples(dataset, fitted_on=fold.learning)
         self.calibration, self.scored = examples(fold.calibration), examples(fold.scored)
-        options = LossOptions(**config.loss.__dict__)
+        options = loss_options(config.loss)
         learning = examples(fold.learning)
         self.learner = Learner(config.task, dataset.num_classes, learning, self.calibration, options, seed)
 
@@ -113,13 +123,8 @@ class CrossValidation:
         self.scoring = self.models[0].learner.scoring
         self._temperatures: list[float | str] = []
 
-    @property
-    def examples_per_epoch(self) -> int:
-        """Examples that are learnt from in an epoch, all folds together."""
-        return sum(len(model.fold.learning) for model in self.models)
-
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """One epoch of every fold; the ``train/`` figures of all their examples together.
+        """One epoch of every fold; the ``train/`` figures of all their examples together, and ``examples``, their number.
 
         Empty where early stopping has ended all folds.
         """
@@ -132,6 +137,7 @@ class CrossValidation:
         count = int(sums.meter.num_tokens()[0])
         logged = ("nll", "perplexity", "accuracy", "confidence", "entropy", "entropy_gap", "ece")
         return {f"train/{name}": figures[name] for name in logged} | {
+            "examples": count,
             "train/objective": sums.objective / count,
             "train/grad_norm": math.sqrt(sums.squared_gradient / sums.num_steps),
             "train/weight_norm": float(np.mean([model.learner.model.weight_norm() for model in self.models])),
@@ -215,7 +221,4 @@ class CrossValidation:
 
     def _model_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """(N, V) logits of the model's distribution: softcap and temperature applied."""
-        capped = (
-            logits if self.scoring.softcap is None else self.scoring.softcap * torch.tanh(logits / self.scoring.softcap)
-        )
-        return as_softmax_logits(capped / self.scoring.temperature)
+        return as_softmax_logits(soft_capped(logits, self.scoring.softcap) / self.scoring.temperature)

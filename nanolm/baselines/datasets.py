@@ -2,6 +2,7 @@
 
 import csv
 import math
+import reprlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def read_csv(path: Path, target: str) -> Dataset:
     """
     header, rows = _read_table(path)
     if target not in header:
-        near = did_you_mean(target, header) or f"; its columns are {', '.join(header)}"
+        near = did_you_mean(target, header) or f"; its columns, between commas, are {reprlib.repr(header)}"
         raise DataError(f"{path}: task.target: expected a column of the header, found {target!r}{near}")
     place = header.index(target)
     names = tuple(name for name in header if name != target)
@@ -82,11 +83,11 @@ def read_csv(path: Path, target: str) -> Dataset:
     answers = []
     for index, (number, row) in enumerate(rows):
         answers.append(row[place].strip())
-        if not answers[-1]:
-            raise DataError(f"{path}, row {number}, column {target!r}: expected a class, found an empty cell")
+        if answers[-1].lower() in ("", "nan"):
+            raise DataError(f"{path}, row {number}, column {target!r}: expected a class, found {row[place]!r}")
         for column, (name, cell) in enumerate(zip(names, row[:place] + row[place + 1 :], strict=True)):
             features[index, column] = _number(cell, path, number, name)
-    classes = sorted(set(answers), key=_class_order(set(answers)))
+    classes = _sorted_classes(set(answers))
     if len(classes) < 2:
         raise DataError(f"{path}: expected at least 2 classes in column {target!r}, found {_classes_in_words(classes)}")
     indices = {name: index for index, name in enumerate(classes)}
@@ -127,11 +128,11 @@ def _number(cell: str, path: Path, row: int, column: str) -> float:
     return value
 
 
-def _class_order(names: set[str]) -> "type[float] | type[str]":
+def _sorted_classes(names: set[str]) -> list[str]:
     try:
-        return float if all(math.isfinite(float(name)) for name in names) else str
+        return sorted(names, key=float)
     except ValueError:
-        return str
+        return sorted(names)
 
 
 def _classes_in_words(classes: list[str]) -> str:

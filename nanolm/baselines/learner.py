@@ -1,4 +1,4 @@
-"""One classifier being fitted, epoch by epoch: standardised features, Adam, and early stopping where it is asked for."""
+"""One classifier being fitted, epoch by epoch: standardised features, Adam, early stopping where it is asked for."""
 
 import copy
 from dataclasses import dataclass
@@ -89,7 +89,8 @@ class Learner:
         self.model.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self._seed, epoch))
-            for batch in torch.randperm(len(self.targets)).split(self._task.batch_size or len(self.targets)):
+            order = torch.randperm(len(self.targets))
+            for batch in torch.split(order, self._task.batch_size or len(order)):
                 self._step(batch, sums)
         if self._task.patience is not None:
             self._watch(epoch, self._task.patience)

@@ -1,18 +1,19 @@
-"""One baseline run from configuration to ``evaluation.json``. It takes a minute at most, so it starts over if killed."""
+"""One baseline run from configuration to ``evaluation.json``. It takes a minute, so one that was killed starts over."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nanolm.baselines.agreement import three_ways
 from nanolm.baselines.cross_validation import CrossValidation
 from nanolm.baselines.datasets import Dataset, load_dataset
 from nanolm.baselines.separation import study_separation
-from nanolm.baselines.tables import MEANINGS, calibrator_table, separation_table, title
+from nanolm.baselines.tables import MEANINGS, agreement_table, calibrator_table, separation_table, title
 from nanolm.config import flatten, from_yaml, to_yaml
 from nanolm.config.schema_baseline import BaselineConfig
 from nanolm.errors import ConfigError
-from nanolm.evaluation import FittedTemperature, calibration_json, finite, summary_values, table_rows
+from nanolm.evaluation import FittedTemperature, Measurement, calibration_json, finite, summary_values, table_rows
 from nanolm.files import lock, write_atomically
 from nanolm.tracking import Console, Stopwatch, Throughput, Tracker
 from nanolm.tracking.metrics_file import Scalar
@@ -61,10 +62,11 @@ def run_baseline(config: BaselineConfig, run_dir: Path, command: str, write_repo
         write_atomically(run_dir / "config.yaml", to_yaml(config))
         with Tracker.open(config, run_dir, 0, console) as tracker:
             _introduce(tracker, dataset, config, command)
-            tokens = _train(validation, config, tracker)
+            trained = _train(validation, config, tracker)
             validation.finish()
-            content = _content(validation, config, console, tokens)
-            validation.measure().write_documents(run_dir / "documents-val.npz")
+            measured = validation.measure()
+            content = _content(validation, measured, console, trained)
+            measured.write_documents(run_dir / "documents-val.npz")
             diagram = write_report(run_dir, content)
             _show(tracker, run_dir, content, diagram)
             write_atomically(run_dir / EVALUATION, json.dumps(content, indent=2) + "\n")
@@ -84,35 +86,38 @@ def _introduce(tracker: Tracker, dataset: Dataset, config: BaselineConfig, comma
     tracker.note(f"the command of this run: {command}")
 
 
-def _train(validation: CrossValidation, config: BaselineConfig, tracker: Tracker) -> int:
-    """All epochs, one line of ``metrics.jsonl`` each; the number of examples that were learnt from."""
+def _train(validation: CrossValidation, config: BaselineConfig, tracker: Tracker) -> tuple[int, int]:
+    """All epochs, one line of ``metrics.jsonl`` each; the number of epochs and of examples that were learnt from."""
     task, stopwatch, throughput = config.task, Stopwatch(), Throughput()
-    tokens, before = 0, 0.0
+    tokens, done, before = 0, 0, 0.0
     for epoch in range(1, task.epochs + 1):
         line: dict[str, Scalar] = dict(validation.train_epoch(epoch))
         if not line:
-            tracker.note(f"early stopping has ended all fits by epoch {epoch - 1:,}")
+            tracker.note(f"early stopping has ended all fits by epoch {done:,}")
             break
-        tokens += validation.examples_per_epoch
+        examples = int(line.pop("examples") or 0)
+        done, tokens = epoch, tokens + examples
         seconds = stopwatch.seconds
         line |= {
             "step": epoch,
             "tokens": tokens,
             "train/learning_rate": task.learning_rate,
             "train/seconds": seconds,
-            "train/tokens_per_second": throughput.add(validation.examples_per_epoch, seconds - before),
+            "train/tokens_per_second": throughput.add(examples, seconds - before),
         }
         before = seconds
         if epoch % task.eval_every == 0 or epoch == task.epochs:
             figures = validation.score().metrics()
             line |= {f"val/{name}": figures[name] for name in DURING_TRAINING}
         tracker.log(line)
-    return tokens
+    return done, tokens
 
 
-def _content(validation: CrossValidation, config: BaselineConfig, console: Console, tokens: int) -> dict[str, Any]:
+def _content(
+    validation: CrossValidation, measured: Measurement, console: Console, trained: tuple[int, int]
+) -> dict[str, Any]:
     """The content of ``evaluation.json``: the keys of a language model's, and what only a classifier has."""
-    dataset, measured = validation.dataset, validation.measure()
+    dataset, config = validation.dataset, validation.config
     pooled = validation.pooled_temperature()
     interval = pooled.interval if isinstance(pooled, FittedTemperature) else None
     separation = None
@@ -121,7 +126,7 @@ def _content(validation: CrossValidation, config: BaselineConfig, console: Conso
             separation = study_separation(dataset, config, progress)
     return {
         "split": measured.split,
-        "step": config.task.epochs,
+        "step": trained[0],
         "num_tokens": measured.num_tokens,
         "num_documents": len(dataset),
         "intervals": measured.resampling,
@@ -136,7 +141,7 @@ def _content(validation: CrossValidation, config: BaselineConfig, console: Conso
             "features": list(dataset.feature_names),
             "classes": list(dataset.class_names),
             "class_counts": [int((dataset.labels == label).sum()) for label in range(dataset.num_classes)],
-            "examples_seen": tokens,
+            "examples_seen": trained[1],
         },
         "calibrators": [
             {name: finite(value) if isinstance(value, float) else value for name, value in row.items()}
@@ -155,6 +160,7 @@ def _content(validation: CrossValidation, config: BaselineConfig, console: Conso
             }
             for model, found in zip(validation.models, validation.temperatures, strict=True)
         ],
+        "agreement": three_ways(dataset, config.separation.l2) if config.task.name == "binary" else None,
         "separation": separation,
     }
 
@@ -162,6 +168,8 @@ def _content(validation: CrossValidation, config: BaselineConfig, console: Conso
 def _show(tracker: Tracker, run_dir: Path, content: dict[str, Any], diagram: bytes) -> None:
     """Print the tables, and mirror the figures and the report."""
     tracker.console.result(calibrator_table(content) + "\n")
+    if content["agreement"]:
+        tracker.console.result(agreement_table(content) + "\n")
     if content["separation"]:
         tracker.console.result(separation_table(content) + "\n")
     tracker.summary(title(content), table_rows(content, MEANINGS), summary_values(content))

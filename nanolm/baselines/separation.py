@@ -8,6 +8,7 @@ and label smoothing each end that. All fits here are by full batches, on one and
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,9 @@ def study_separation(
         learner = Learner(
             task, dataset.num_classes, *parts[:2], LossOptions(label_smoothing=label_smoothing), config.seed
         )
-        done = place * num_epochs
-        fit, best = _follow(learner, parts, epochs, lambda e, done=done: progress(done + e, len(ways) * num_epochs))
+        fit, best = _follow(
+            learner, parts, epochs, partial(_shifted, progress, place * num_epochs, len(ways) * num_epochs)
+        )
         fits.append({"name": name, **fit})
         if place == 0:
             fits.append({"name": "early stopping", **best})
@@ -74,6 +76,10 @@ def study_separation(
         "epochs": epochs,
         "fits": fits,
     }
+
+
+def _shifted(progress: Callable[[int, int], None], done: int, total: int, epoch: int) -> None:
+    progress(done + epoch, total)
 
 
 def _follow(

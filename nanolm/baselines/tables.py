@@ -61,6 +61,28 @@ def separation_rows(content: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def agreement_rows(content: dict[str, Any]) -> list[list[str]]:
+    """Header and one row for each implementation and problem."""
+    header = ["problem", "by", "NLL", "norm of weights", "bias", "largest distance of a weight"]
+    return [
+        header,
+        *(
+            [
+                row["problem"],
+                row["by"],
+                *(f"{row['nll']:.8f}", f"{row['weight_norm']:.6f}", f"{row['bias']:.6f}"),
+                "-" if row["distance"] is None else f"{row['distance']:.1e}",
+            ]
+            for row in content["agreement"]
+        ),
+    ]
+
+
+def agreement_table(content: dict[str, Any]) -> str:
+    """Logistic regression three ways, for a terminal."""
+    return aligned("logistic regression three ways, on all of the data:", agreement_rows(content))
+
+
 def calibrator_table(content: dict[str, Any]) -> str:
     """The calibrators for a terminal."""
     return aligned("calibrators, each fitted within the training folds:", calibrator_rows(content))

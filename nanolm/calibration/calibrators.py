@@ -140,5 +140,5 @@ def _row(calibrator: Calibrator, folds: Sequence[tuple[Scored, Scored]]) -> dict
         return {"calibrator": calibrator.name, "note": refusals[0]}
     notes = [calibrator.note(numbers)] if numbers else []
     if refusals:
-        notes.append(f"not in {len(refusals)} of {len(folds)} folds: {refusals[0]}")
+        notes.append(f"not fitted in {len(refusals)} of {len(folds)} folds")
     return {"calibrator": calibrator.name, **meter.metrics(), "note": "; ".join(notes)}

@@ -1,4 +1,4 @@
-"""Predictions measured: every figure with its interval, for a language model's tokens and a classifier's examples alike.
+"""Predictions measured: every figure with its interval, for a language model's tokens and a classifier's examples.
 
 A unit is what is resampled and what stays together: a document with its tokens, or an example with its repeats.
 """

@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from nanolm.baselines.tables import MEANINGS, calibrator_rows, separation_rows
+from nanolm.baselines.tables import MEANINGS, agreement_rows, calibrator_rows, separation_rows
 from nanolm.report import figures
 from nanolm.report.pages import write_page
 from nanolm.tracking import read_metrics
@@ -43,6 +43,7 @@ def write_baseline_report(run_dir: Path, evaluation: dict[str, Any]) -> bytes:
         calibrators=calibrator_rows(evaluation),
         separation=separation_figure(evaluation["separation"]) if evaluation["separation"] else None,
         separation_rows=separation_rows(evaluation) if evaluation["separation"] else None,
+        agreement_rows=agreement_rows(evaluation) if evaluation["agreement"] else None,
         refused=[fold["reason"] for fold in evaluation["folds"] if fold["temperature"] is None],
         config=(run_dir / "config.yaml").read_text(encoding="utf-8"),
     )
