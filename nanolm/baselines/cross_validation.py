@@ -124,7 +124,7 @@ class CrossValidation:
         self._temperatures: list[float | str] = []
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """One epoch of every fold; the ``train/`` figures of all their examples together, and ``examples``, their number.
+        """One epoch of every fold: ``train/`` figures of all their examples together, and ``examples``, their number.
 
         Empty where early stopping has ended all folds.
         """

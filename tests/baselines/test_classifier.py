@@ -13,7 +13,9 @@ def test_log_odds_and_their_softmax_are_the_same_task():
 
 
 def test_margins_are_right_minus_the_largest_other():
-    torch.testing.assert_close(margins(torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0]]), torch.tensor([1, 2])), torch.tensor([1.0, -1.0]))
+    torch.testing.assert_close(
+        margins(torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0]]), torch.tensor([1, 2])), torch.tensor([1.0, -1.0])
+    )
     torch.testing.assert_close(margins(torch.tensor([2.0, 2.0]), torch.tensor([1, 0])), torch.tensor([2.0, -2.0]))
 
 
@@ -33,5 +35,7 @@ def test_a_hidden_layer_is_the_two_products_and_a_rectifier():
     first, last = model.layers[0], model.layers[3]
     hidden = (x @ first.weight.T + first.bias).clamp(min=0)
     torch.testing.assert_close(model(x), hidden @ last.weight.T + last.bias)
-    assert model.weight_norm() == pytest.approx((first.weight.square().sum() + last.weight.square().sum()).sqrt().item())
+    assert model.weight_norm() == pytest.approx(
+        (first.weight.square().sum() + last.weight.square().sum()).sqrt().item()
+    )
     assert Classifier(4, None, hidden_size=5)(x).shape == (2,)

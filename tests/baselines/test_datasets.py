@@ -65,7 +65,9 @@ def test_a_binary_task_has_two_classes(tmp_path):
     task = load("baseline", [f"task.path={path}", "task.target=kind"]).task
     with pytest.raises(DataError, match="expects 2 classes in column 'kind', found 3; use task=softmax"):
         load_dataset(task)
-    assert load_dataset(load("baseline", ["task=softmax", f"task.path={path}", "task.target=kind"]).task).num_classes == 3
+    assert (
+        load_dataset(load("baseline", ["task=softmax", f"task.path={path}", "task.target=kind"]).task).num_classes == 3
+    )
 
 
 def test_the_bundled_data():

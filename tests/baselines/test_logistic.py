@@ -73,7 +73,9 @@ def test_it_finds_the_optimum_that_scikit_learn_finds(kind, columns, l2, cancer)
 
 def test_numpy_and_torch_take_the_same_steps(cancer):
     X, y = cancer
-    in_numpy, in_torch = (kind(30).fit(X, y, epochs=50, l2=0.01) for kind in (LogisticRegressionNLL, LogisticRegressionTorch))
+    in_numpy, in_torch = (
+        kind(30).fit(X, y, epochs=50, l2=0.01) for kind in (LogisticRegressionNLL, LogisticRegressionTorch)
+    )
     np.testing.assert_allclose(in_numpy.weights, in_torch.weights, rtol=1e-12)
     assert in_numpy.bias == pytest.approx(in_torch.bias, rel=1e-12)
 

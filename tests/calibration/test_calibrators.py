@@ -2,7 +2,12 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from nanolm.calibration.calibrators import VectorScaling, compare_calibrators, invert_smoothing
+from nanolm.calibration.calibrators import (
+    VectorScaling,
+    compare_calibrators,
+    compare_calibrators_over_folds,
+    invert_smoothing,
+)
 from nanolm.calibration.temperature import CalibrationRefused
 from nanolm.errors import ConfigError
 from nanolm.loss import LossOptions, softmax_nll
@@ -102,3 +107,30 @@ def test_training_with_smoothing_reaches_the_optimum_that_is_inverted():
     optimizer.step(objective)
     expected = torch.tensor([[0.025, 0.925, 0.025, 0.025]], dtype=torch.float64)
     torch.testing.assert_close(logits.detach().softmax(dim=1), expected, atol=1e-5, rtol=0)
+
+
+def test_folds_are_pooled_each_by_its_own_calibrator():
+    """The pooled figures are means over all tokens of the folds', and the note tells the range of what was fitted."""
+    folds = []
+    for seed, scale in ((0, 2.0), (1, 10.0)):
+        logits, targets, _, _ = distorted(600 + 300 * seed, seed)
+        folds.append(((scale * logits[:300], targets[:300]), (scale * logits[300:], targets[300:])))
+    rows = {row["calibrator"]: row for row in compare_calibrators_over_folds(folds)}
+    alone = [{row["calibrator"]: row for row in compare_calibrators(*fold)} for fold in folds]
+    for name, row in rows.items():
+        expected = (300 * alone[0][name]["nll"] + 600 * alone[1][name]["nll"]) / 900
+        assert row["nll"] == pytest.approx(expected, rel=1e-6)
+    first, second = (one["temperature"]["note"].removeprefix("T = ") for one in alone)
+    assert float(first) < 9 < 10 < float(second)  # as texts they would be in the other order
+    assert rows["temperature"]["note"] == f"T = {first} to {second}"
+
+
+def test_a_fold_that_refuses_a_calibrator_is_scored_as_it_is():
+    logits, targets, _, _ = distorted(600)
+    sure = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    refused = ((sure, sure.argmax(dim=1)), (sure, targets[:300]))
+    fitted = ((logits[:300], targets[:300]), (logits[300:], targets[300:]))
+    rows = {row["calibrator"]: row for row in compare_calibrators_over_folds([fitted, refused])}
+    (_, alone, *_), (none, *_) = compare_calibrators(*fitted), compare_calibrators(*refused)
+    assert rows["temperature"]["nll"] == pytest.approx((alone["nll"] + none["nll"]) / 2, rel=1e-6)
+    assert rows["temperature"]["note"].endswith("; not fitted in 1 of 2 folds")
