@@ -177,10 +177,17 @@ def _fit(
 
     first, beta, scores = _minimise(evaluate)
     temperature = 1 / beta
+    # At any T a token whose target is not the largest logit costs ln 2 at least. Where all together cost less, all are
+    # right, and the NLL falls until it is too small for a float: there is no optimum, only an underflow.
+    if scores.nll * len(scores.gap) < 0.99 * math.log(2):
+        raise CalibrationRefused(
+            "the predictions of the calibration split are all right: their NLL falls as T does, to 0, and no "
+            "temperature fits them"
+        )
     if not LOWEST * 1.01 < temperature < HIGHEST / 1.01:
         right = "right" if temperature < 1 else "wrong, or right no more often than by chance"
         raise CalibrationRefused(
-            f"the NLL of the calibration tokens falls up to T = {temperature:.3g}, the end of [{LOWEST:g}, "
+            f"the NLL of the calibration split falls up to T = {temperature:.3g}, the end of [{LOWEST:g}, "
             f"{HIGHEST:g}]: the predictions are (nearly) all {right}, and no temperature fits them"
         )
     if scores.nll > first.nll:

@@ -30,7 +30,7 @@ def test_norm_margin_and_confidence_grow_while_accuracy_stands_still(study):
 
 
 def test_l2_smoothing_and_early_stopping_hold_it(study):
-    found, dataset, _ = study
+    found = study[0]
     free, stopped, penalised, smoothed = found["fits"]
     assert [fit["epoch"] for fit in (free, penalised, smoothed)] == [600] * 3
     for fit in (stopped, penalised, smoothed):

@@ -164,3 +164,18 @@ def test_what_progress_raises_ends_the_fit():
     hidden, weight, _, targets, _ = synthetic()
     with pytest.raises(Stop):
         fit_temperature(hidden, weight, targets, progress=stop)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("margin", [1.0, 9.0])
+def test_predictions_that_are_all_right_have_no_temperature_whatever_the_precision(dtype, margin):
+    """The NLL underflows long before T = 0.02; an optimum found there would be one of the rounding."""
+    targets = torch.arange(60) % 3
+    logits = margin * torch.nn.functional.one_hot(targets, 3).to(dtype)
+    with pytest.raises(CalibrationRefused, match="all right"):
+        fit_temperature_from_logits(logits, targets)
+    logits[0] = 0.0  # a tie is not right: as T falls it costs ln 3 for ever
+    with pytest.raises(CalibrationRefused, match=r"nearly\) all right"):
+        fit_temperature_from_logits(logits, targets)
+    logits[0, 1] = 0.5 * margin
+    fit_temperature_from_logits(logits, targets)

@@ -291,7 +291,7 @@ def test_the_examples_of_the_help_work(name: str, here: Path, monkeypatch: pytes
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for path in ("book.txt", "other.txt", "texts/a/b.txt", "dumps/a.jsonl"):
+    for path in ("book.txt", "other.txt", "texts/a/b.txt", "dumps/a.jsonl", "flowers.csv"):
         (here / path).parent.mkdir(parents=True, exist_ok=True)
         (here / path).write_text("text")
     for path in ("RUN", "runs/sotu-nano/2026-01-31_12-00-00"):
