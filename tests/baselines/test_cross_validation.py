@@ -306,5 +306,4 @@ def test_the_fewest_examples_that_are_enough(folds, tiny_baseline):
 def test_a_loss_that_is_not_finite_names_the_learning_rate(overlapping, tiny_baseline):
     validation = CrossValidation(overlapping, tiny_baseline("task=softmax", "task.learning_rate=1e200"))
     with pytest.raises(NonFiniteError, match=r"task\.learning_rate"):
-        for epoch in range(1, 5):
-            validation.train_epoch(epoch)
+        all(validation.train_epoch(epoch) for epoch in range(1, 5))

@@ -122,7 +122,7 @@ def test_the_curve_is_convex_in_one_over_t_and_lowest_at_the_fit():
 
 def test_predictions_that_no_temperature_fits_are_refused():
     hidden, weight, _, _, u = synthetic(num_tokens=50)
-    with pytest.raises(CalibrationRefused, match="nearly\\) all right"):
+    with pytest.raises(CalibrationRefused, match="all right"):
         fit_temperature(hidden, weight, u.argmax(dim=1))
     with pytest.raises(CalibrationRefused, match="wrong, or right no more often"):
         fit_temperature(hidden, weight, u.argmin(dim=1))
@@ -130,9 +130,7 @@ def test_predictions_that_no_temperature_fits_are_refused():
         fit_temperature(hidden, torch.zeros_like(weight), u.argmax(dim=1))
     with pytest.raises(CalibrationRefused, match="all equal"):
         fit_temperature(hidden, weight[:1], torch.zeros(50, dtype=torch.long))
-    with pytest.raises(
-        CalibrationRefused, match="nearly\\) all right"
-    ):  # no variance is left at the end of the bracket
+    with pytest.raises(CalibrationRefused, match="all right"):  # no variance is left at the end of the bracket
         fit_temperature(hidden, 30 * weight, u.argmax(dim=1))
     with pytest.raises(CalibrationRefused, match="so far apart"):
         fit_temperature(hidden, 1e6 * weight, u.argmax(dim=1))
@@ -174,8 +172,5 @@ def test_predictions_that_are_all_right_have_no_temperature_whatever_the_precisi
     logits = margin * torch.nn.functional.one_hot(targets, 3).to(dtype)
     with pytest.raises(CalibrationRefused, match="all right"):
         fit_temperature_from_logits(logits, targets)
-    logits[0] = 0.0  # a tie is not right: as T falls it costs ln 3 for ever
-    with pytest.raises(CalibrationRefused, match=r"nearly\) all right"):
-        fit_temperature_from_logits(logits, targets)
-    logits[0, 1] = 0.5 * margin
-    fit_temperature_from_logits(logits, targets)
+    logits[0] = logits[1]  # one wrong among sixty: there is an optimum
+    assert 0.02 < fit_temperature_from_logits(logits, targets).temperature < 50

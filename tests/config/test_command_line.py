@@ -1,6 +1,7 @@
 import logging
 import os
 import shutil
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -301,4 +302,5 @@ def test_the_examples_of_the_help_work(name: str, here: Path, monkeypatch: pytes
         typed = ["bash", "-c", f"printf '%s\\0' {arguments.replace('< prompt.txt', '')}"]
         given = subprocess.run(typed, capture_output=True, text=True).stdout.split("\0")[:-1]
         assert command_line.run(name, task, [argument for argument in given if argument]) == 0, arguments
-        assert len(task.calls) == (6 if "-m" in given else 1)
+        num_jobs = math.prod(argument.count(",") + 1 for argument in given if "=" in argument)
+        assert len(task.calls) == (num_jobs if "-m" in given else 1)
