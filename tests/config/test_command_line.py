@@ -1,7 +1,7 @@
 import logging
+import math
 import os
 import shutil
-import math
 import subprocess
 import sys
 from pathlib import Path
