@@ -60,7 +60,7 @@ def evaluate_checkpoint(config: EvaluateScriptConfig) -> Path:
         console.note(f"no fitted temperature: {calibration['reason']}")
     tokenizer, counted = checkpoint.tokenizer, corpus.splits.get("train", split)
     groups = frequency_groups(counted, tokenizer.vocab_size, tokenizer.end_of_text_id)
-    extras = Extras(temperature.value if temperature else None, groups)
+    extras = Extras(temperature.value if temperature else None, groups, checkpoint.config.loss.label_smoothing)
     with console.progress(f"scoring {config.split}", unit="tokens") as progress:
         evaluation = evaluate(model, split, *how, progress, extras)
     content = evaluation.as_json(checkpoint.step, temperature) | {"calibration": calibration}

@@ -129,6 +129,7 @@ def _content(
         "step": trained[0],
         "num_tokens": measured.num_tokens,
         "num_documents": len(dataset),
+        "num_classes": dataset.num_classes,
         "intervals": measured.resampling,
         **measured.figures_json(interval),
         "reliability": measured.reliability_json(),

@@ -1,9 +1,10 @@
 """What a person reads of a baseline's ``evaluation.json``, on a terminal and on the page."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from nanolm.evaluation import MEANINGS as OF_LANGUAGE_MODELS
+from nanolm.evaluation import calibrator_cells
+from nanolm.tracking.tables import aligned
 
 MEANINGS = {name: meaning for name, meaning in OF_LANGUAGE_MODELS.items() if name != "bits_per_byte"} | {
     "nll": "nats per prediction, never smoothed",
@@ -16,7 +17,6 @@ MEANINGS = {name: meaning for name, meaning in OF_LANGUAGE_MODELS.items() if nam
 }
 """The figures of the table, in its order; ``evaluation.json`` holds more."""
 
-CALIBRATOR_COLUMNS = ("nll", "ece", "smooth_ece", "brier", "accuracy", "confidence", "entropy_gap")
 SEPARATION_COLUMNS = (
     "weight_norm",
     "margin",
@@ -35,18 +35,6 @@ def title(content: dict[str, Any]) -> str:
         f"{task['data']}, {task['model']}, after {content['step']:,} epochs: {content['num_tokens']:,} out-of-fold "
         f"predictions of {content['num_documents']:,} examples; {content['intervals']}"
     )
-
-
-def calibrator_rows(content: dict[str, Any]) -> list[list[str]]:
-    """Header and one row for each calibrator."""
-    header = ["calibrator", *(name.replace("_", " ") for name in CALIBRATOR_COLUMNS), "note"]
-    return [
-        header,
-        *(
-            [row["calibrator"], *(_cell(row.get(name)) for name in CALIBRATOR_COLUMNS), row["note"]]
-            for row in content["calibrators"]
-        ),
-    ]
 
 
 def separation_rows(content: dict[str, Any]) -> list[list[str]]:
@@ -85,7 +73,7 @@ def agreement_table(content: dict[str, Any]) -> str:
 
 def calibrator_table(content: dict[str, Any]) -> str:
     """The calibrators for a terminal."""
-    return aligned("calibrators, each fitted within the training folds:", calibrator_rows(content))
+    return aligned("calibrators, each fitted within the training folds:", calibrator_cells(content["calibrators"]))
 
 
 def separation_table(content: dict[str, Any]) -> str:
@@ -96,19 +84,6 @@ def separation_table(content: dict[str, Any]) -> str:
         f"{found['num_scored']:,} others):"
     )
     return aligned(about, separation_rows(content))
-
-
-def aligned(title: str, rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell: the first and a note to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [title]
-    for row in rows:
-        cells = [
-            cell.ljust(width) if place == 0 or rows[0][place] == "note" else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(("  " + "  ".join(cells)).rstrip())
-    return "\n".join(lines)
 
 
 def _cell(value: float | None) -> str:

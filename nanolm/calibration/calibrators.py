@@ -5,7 +5,7 @@
   p = (q - ε/V) / (1-ε) restores it exactly. Where q < ε/V that is negative and is floored.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 from nanolm.calibration.meter import CalibrationMeter
 from nanolm.calibration.temperature import CalibrationRefused, fit_temperature_from_logits
 from nanolm.errors import ConfigError
-from nanolm.loss import softmax_nll
+from nanolm.loss import LossOptions, NLLResult, softmax_nll
+from nanolm.loss.dense import soft_capped
+from nanolm.loss.rows import rows_per_chunk
 
 MAX_CLASSES = 1000
 FLOOR = 1e-6
@@ -72,6 +74,29 @@ def invert_smoothing(logits: Tensor, label_smoothing: float) -> tuple[Tensor, fl
     p = p.clamp(min=FLOOR)
     share = float(floored.double().mean()) if p.numel() else 0.0
     return (p / p.sum(dim=1, keepdim=True)).log(), share
+
+
+@torch.no_grad()
+def smoothing_inverted(
+    hidden: Tensor, weight: Tensor, targets: Tensor, options: LossOptions, label_smoothing: float
+) -> Iterator[tuple[NLLResult, float]]:
+    """Tokens of a language model under the inverse map, some rows of logits at a time.
+
+    Args:
+        hidden: (N, D) hidden states; weight: (V, D) of the head; targets: (N,) class indices.
+        options: softcap and temperature of the model.
+        label_smoothing: ε of the objective that it was trained with.
+
+    Yields:
+        the results of neighbouring rows, and the share of their probabilities that was floored.
+    """
+    num_rows = rows_per_chunk(len(hidden), 3 * weight.shape[0] * torch.float64.itemsize, hidden.device)
+    for start in range(0, len(hidden), num_rows):
+        rows = slice(start, start + num_rows)
+        logits = torch.nn.functional.linear(hidden[rows], weight).double()
+        logits = soft_capped(logits, options.softcap) / options.temperature
+        restored, floored = invert_smoothing(logits, label_smoothing)
+        yield softmax_nll(restored, targets[rows]), floored
 
 
 Scored = tuple[Tensor, Tensor]

@@ -112,6 +112,8 @@ def _is_finite(value: float) -> bool:
 
 
 def _in_range(item: Field[Any], value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_in_range(item, element) for element in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
     minimum, above, below, maximum = (item.metadata.get(name) for name, _ in _LIMITS)
@@ -131,7 +133,7 @@ def type_of(item: Field[Any]) -> str:
             choices = get_args(member)
             words.append(f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0])
         elif get_origin(member) is tuple:
-            words.append("a list of texts")
+            words.append(_list_of(item, get_args(member)[0]))
         elif member in (int, float):
             limits = [
                 f"{sign} {_number(item.metadata[name])}" for name, sign in _LIMITS if item.metadata[name] is not None
@@ -140,6 +142,13 @@ def type_of(item: Field[Any]) -> str:
         else:
             words.append(_KINDS.get(member, "keys and values"))
     return ", or ".join(words)
+
+
+def _list_of(item: Field[Any], element: Any) -> str:
+    if get_origin(element) is Literal:
+        return f"a list of any of {', '.join(get_args(element))}"
+    minimum = item.metadata["minimum"]
+    return "a list of texts" if element is str else f"a list of whole numbers >= {_number(minimum)}"
 
 
 def _meaning(item: Field[Any]) -> str:

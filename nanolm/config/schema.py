@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 DataName = Literal["sotu", "text", "jsonl", "parquet", "tinystories", "wikitext2", "wikitext103", "fineweb_edu"]
 TokenizerName = Literal["bpe", "byte", "char"]
+SplitName = Literal["train", "calibration", "val", "test", "shifted"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -171,6 +172,16 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class FinalEvaluationConfig(EvaluateConfig):
+    """How val is scored, and what besides val is looked at when the training is done."""
+
+    further_splits: tuple[SplitName, ...] = key("splits scored at the end as val is, such as [test,shifted]")
+    calibration_sizes: tuple[int, ...] = key(
+        "sizes, in tokens of the calibration split, at which the temperature is fitted once more", minimum=1
+    )
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """How text is drawn from a model."""
 
@@ -210,7 +221,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = section()
     schedule: ScheduleConfig = section()
     trainer: TrainerConfig = section()
-    evaluate: EvaluateConfig = section()
+    evaluate: FinalEvaluationConfig = section()
     sample: SamplingConfig = section()
     wandb: WandbConfig = section()
 
@@ -228,7 +239,7 @@ class EvaluateScriptConfig:
     """``python scripts/evaluate.py``"""
 
     checkpoint: str = key("a run directory (its newest valid checkpoint) or one checkpoint", text=True)
-    split: Literal["train", "calibration", "val", "test", "shifted"] = key("the split to score")
+    split: SplitName = key("the split to score")
     out: str | None = key("folder for the results (null: the run directory)", text=True)
     data: DataConfig | None = key("another corpus than the one trained on, set by data=NAME")
     device: Device = key("auto takes CUDA where there is one")

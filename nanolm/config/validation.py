@@ -65,6 +65,12 @@ def _contradictions(config: Any) -> Iterator[str]:
                 "sample.temperature: fitted needs a calibration split to fit it on; raise data.calibration_fraction, "
                 "or give a number"
             )
+        further = config.evaluate.further_splits
+        if "val" in further or len(set(further)) < len(further):
+            yield (
+                f"evaluate.further_splits: expected splits other than val, each once, found {', '.join(further)}; "
+                "val is always scored"
+            )
         stride, length = config.evaluate.stride, config.trainer.sequence_length
         if stride is not None and stride > length:
             yield (

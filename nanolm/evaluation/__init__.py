@@ -1,5 +1,7 @@
 """Evaluation of a model on a split: windows, sums, figures with their intervals, and the fitted temperature."""
 
+from nanolm.evaluation.calibrated import calibrator_cells
+from nanolm.evaluation.calibration_sizes import temperature_by_size
 from nanolm.evaluation.groups import TokenGroups, frequency_groups
 from nanolm.evaluation.measurement import Measurement, finite, prediction_values
 from nanolm.evaluation.result import MEANINGS, Evaluation, interval_text, summary_values, table, table_rows
@@ -15,6 +17,7 @@ __all__ = [
     "Measurement",
     "TokenGroups",
     "calibration_json",
+    "calibrator_cells",
     "evaluate",
     "finite",
     "fit_on_split",
@@ -24,6 +27,7 @@ __all__ = [
     "summary_values",
     "table",
     "table_rows",
+    "temperature_by_size",
     "try_fit_on_split",
     "windows",
 ]

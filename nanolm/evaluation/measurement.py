@@ -5,6 +5,7 @@ A unit is what is resampled and what stays together: a document with its tokens,
 
 import io
 import math
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 
 from nanolm.calibration import CalibrationMeter
 from nanolm.calibration.intervals import Interval, bootstrap_interval
-from nanolm.evaluation.sums import AT_TEMPERATURE, COLUMNS, NUM_BINS, STATISTICS, Array, column
+from nanolm.errors import DataError
+from nanolm.evaluation.sums import AT_TEMPERATURE, BINNED, COLUMNS, NUM_BINS, STATISTICS, WIDTH, Array, column
 from nanolm.files import write_atomically
 from nanolm.loss import NLLResult
 
@@ -125,6 +127,27 @@ class Measurement:
         write_atomically(path, content.getvalue())
 
 
+def read_units(path: Path) -> Array:
+    """(U, WIDTH) sums of a file by ``Measurement.write_documents``: those that are resampled, blocks where it has some.
+
+    NLL at a temperature that was not fitted is NaN.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            prefix = "block_" if "block_num_tokens" in file else ""
+            sums = np.full((len(file[f"{prefix}num_tokens"]), WIDTH), np.nan)
+            for name in COLUMNS:
+                stored = prefix + _stored_name(name)
+                if stored in file or name != "nll_at_temperature":
+                    column(sums, name)[:] = file[stored]
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: expected the sums of a run over its documents, found {error!r}") from None
+    return sums
+
+
 def finite(value: float | None) -> float | None:
     """A value as JSON can hold it: None where it is not finite."""
     return None if value is None or not math.isfinite(value) else value
@@ -140,17 +163,18 @@ def _above_zero(interval: Interval) -> Interval:
     return replace(interval, low=None if interval.low is None else max(0.0, interval.low))
 
 
-def _named(sums: Array, prefix: str) -> dict[str, Any]:
+def _stored_name(name: str) -> str:
     counts = {"tokens": "num_tokens", "bytes": "num_bytes", "correct": "num_correct"}
+    return counts.get(name) or (name if name in BINNED else f"{name}_sum")
+
+
+def _named(sums: Array, prefix: str) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for name in COLUMNS:
         values = column(sums, name)
-        if name in counts:
-            arrays[prefix + counts[name]] = values if prefix and name == "bytes" else values.astype(np.int64)
-        elif values.ndim == 2:
-            arrays[prefix + name] = values if name == "bin_confidence" else values.astype(np.int64)
-        else:
-            arrays[f"{prefix}{name}_sum"] = values
+        # A block has a share of the split's bytes, which is no whole number.
+        whole = name in ("tokens", "correct", "bin_count", "bin_correct") or (name == "bytes" and not prefix)
+        arrays[prefix + _stored_name(name)] = values.astype(np.int64) if whole else values
     return arrays
 
 

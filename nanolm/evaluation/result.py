@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from nanolm.calibration.intervals import Interval
+from nanolm.evaluation.calibrated import InverseSmoothing, calibrator_rows
 from nanolm.evaluation.measurement import Measurement, finite
 from nanolm.evaluation.sums import STATISTICS, column
 
@@ -53,6 +54,9 @@ class Evaluation(Measurement):
     sequence_length: int
     stride: int
     slices: dict[str, list[Slice]] = field(default_factory=dict)
+    num_classes: int = 0
+    """size of the vocabulary"""
+    inverse_smoothing: InverseSmoothing | None = None
 
     def metrics(self) -> dict[str, float]:
         """The figures that training logs for val."""
@@ -72,11 +76,13 @@ class Evaluation(Measurement):
             "num_tokens": self.num_tokens,
             "num_documents": len(self.documents),
             "num_bytes": int(column(self.documents.sum(axis=0), "bytes")),
+            "num_classes": self.num_classes,
             "sequence_length": self.sequence_length,
             "stride": self.stride,
             "intervals": self.resampling,
             **self.figures_json(temperature),
             "reliability": self.reliability_json(),
+            "calibrators": calibrator_rows(self, self.inverse_smoothing),
             "slices": {kind: [group.as_json() for group in found] for kind, found in self.slices.items()},
         }
 

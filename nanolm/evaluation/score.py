@@ -12,6 +12,7 @@ from nanolm.calibration.intervals import resampling_units
 from nanolm.config.schema import EvaluateConfig
 from nanolm.data import TokenSplit
 from nanolm.device import Compute
+from nanolm.evaluation.calibrated import InverseSmoothing
 from nanolm.evaluation.groups import TokenGroups, position_group, position_names
 from nanolm.evaluation.measurement import prediction_values
 from nanolm.evaluation.result import Evaluation, Slice
@@ -29,6 +30,8 @@ class Extras:
     """a fitted temperature at which everything is scored once more"""
     groups: TokenGroups | None = None
     """frequencies of tokens, for slices"""
+    label_smoothing: float = 0.0
+    """where above 0, everything is scored once more with this smoothing inverted"""
 
 
 @torch.no_grad()
@@ -52,13 +55,14 @@ def evaluate(
         loss: softcap and temperature of the model; smoothing and z-loss play no part in an NLL.
         compute: where to run.
         progress: called with the targets scored so far and their total; what it raises ends the pass.
-        extras: a fitted temperature and groups of tokens, for the whole picture.
+        extras: a fitted temperature, groups of tokens, a smoothing to invert: the whole picture.
 
     Raises:
         NonFiniteError: the model's logits are NaN.
     """
     stride = min(config.stride or sequence_length, sequence_length)
     scores = _Scores(split, sequence_length, extras.groups)
+    inverted = InverseSmoothing(extras.label_smoothing) if extras.label_smoothing else None
     was_training = model.training
     model.eval()
     try:
@@ -73,12 +77,15 @@ def evaluate(
                 if extras.temperature is not None:
                     softer = replace(loss, temperature=loss.temperature * extras.temperature)
                     scaled = linear_nll(hidden, model.head_weight, targets, options=softer)
+                if inverted:
+                    inverted.add(hidden, model.head_weight, targets, loss)
             scores.add(batch.position, batch.offset, inputs[scored], result, scaled)
             done += len(batch.position)
             progress(done, split.num_tokens)
     finally:
         model.train(was_training)
-    return scores.evaluation(stride, scaled=extras.temperature is not None)
+    evaluation = scores.evaluation(stride, scaled=extras.temperature is not None)
+    return replace(evaluation, num_classes=len(model.head_weight), inverse_smoothing=inverted)
 
 
 class _Scores:

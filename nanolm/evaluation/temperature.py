@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from nanolm.calibration.intervals import Interval, resampling_units
@@ -55,6 +56,53 @@ def calibration_json(found: FittedTemperature | str) -> dict[str, Any]:
     return {"temperature": None, "reason": found} if isinstance(found, str) else found.as_json()
 
 
+@dataclass(frozen=True)
+class HiddenStates:
+    """Windows of a split as a model leaves them for its head."""
+
+    hidden: torch.Tensor
+    """(N, D)"""
+    targets: torch.Tensor
+    """(N,)"""
+    unit: npt.NDArray[np.int64]
+    """(N,) the document or block of each token, what an interval resamples"""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@torch.no_grad()
+def hidden_states(
+    model: GPT,
+    split: TokenSplit,
+    sequence_length: int,
+    config: EvaluateConfig,
+    compute: Compute,
+    max_tokens: int = MAX_TOKENS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> HiddenStates:
+    """Hidden states of windows that do not overlap, ``max_tokens`` at most, evenly spread over the split."""
+    chosen = list(windows(split.num_tokens, sequence_length, sequence_length))
+    keep = max(1, max_tokens // sequence_length)
+    if len(chosen) > keep:
+        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, keep).astype(int)]
+    was_training = model.training
+    model.eval()
+    hidden, targets, units = [], [], []
+    blocks = resampling_units(split.documents.num_tokens, sequence_length)
+    try:
+        for batch in read_batches(split, chosen, config.batch_size):
+            stream, scored = batch.tokens.to(compute.device), batch.is_scored.to(compute.device)
+            with compute.autocast():
+                hidden.append(model(stream[:, :-1])[scored])
+            targets.append(stream[:, 1:][scored])
+            units.append(blocks.unit_of(batch.position))
+            progress(sum(map(len, units)), len(chosen) * sequence_length)
+    finally:
+        model.train(was_training)
+    return HiddenStates(torch.cat(hidden), torch.cat(targets), np.concatenate(units))
+
+
 @torch.no_grad()
 def fit_on_split(
     model: GPT,
@@ -72,36 +120,20 @@ def fit_on_split(
     Raises:
         NanolmError: the fit is refused, with the reason.
     """
-    chosen = list(windows(split.num_tokens, sequence_length, sequence_length))
-    keep = max(1, MAX_TOKENS // sequence_length)
-    if len(chosen) > keep:
-        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, keep).astype(int)]
-    was_training = model.training
-    model.eval()
-    hidden, targets, units = [], [], []
-    blocks = resampling_units(split.documents.num_tokens, sequence_length)
-    try:
-        for batch in read_batches(split, chosen, config.batch_size):
-            stream, scored = batch.tokens.to(compute.device), batch.is_scored.to(compute.device)
-            with compute.autocast():
-                hidden.append(model(stream[:, :-1])[scored])
-            targets.append(stream[:, 1:][scored])
-            units.append(blocks.unit_of(batch.position))
-            progress(sum(map(len, units)), len(chosen) * sequence_length)
-    finally:
-        model.train(was_training)
-    kept, answers = torch.cat(hidden), torch.cat(targets)
+    kept = hidden_states(model, split, sequence_length, config, compute, progress=progress)
     with compute.autocast():
         fit = fit_temperature(
-            kept,
+            kept.hidden,
             model.head_weight,
-            answers,
+            kept.targets,
             options=loss,
-            units=np.concatenate(units),
+            units=kept.unit,
             progress=lambda _: progress(len(kept), len(kept)),
         )
         ratios = fit.temperature * CURVE_RATIOS
-        curve = nll_curve(kept[:CURVE_TOKENS], model.head_weight, answers[:CURVE_TOKENS], ratios, options=loss)
+        curve = nll_curve(
+            kept.hidden[:CURVE_TOKENS], model.head_weight, kept.targets[:CURVE_TOKENS], ratios, options=loss
+        )
     return FittedTemperature(split.name, fit, list(zip(ratios.tolist(), curve.tolist(), strict=True)))
 
 

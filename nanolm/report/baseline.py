@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from nanolm.baselines.tables import MEANINGS, agreement_rows, calibrator_rows, separation_rows
+from nanolm.baselines.tables import MEANINGS, agreement_rows, separation_rows
 from nanolm.report import figures
 from nanolm.report.pages import write_page
 from nanolm.tracking import read_metrics
@@ -40,7 +40,6 @@ def write_baseline_report(run_dir: Path, evaluation: dict[str, Any]) -> bytes:
         "examples seen by all folds together",
         evaluation=evaluation,
         curve=figures.training_curve(read_metrics(run_dir / "metrics.jsonl"), unit="example"),
-        calibrators=calibrator_rows(evaluation),
         separation=separation_figure(evaluation["separation"]) if evaluation["separation"] else None,
         separation_rows=separation_rows(evaluation) if evaluation["separation"] else None,
         agreement_rows=agreement_rows(evaluation) if evaluation["agreement"] else None,

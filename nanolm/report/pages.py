@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from nanolm.evaluation import MEANINGS, interval_text
+from nanolm.evaluation import MEANINGS, calibrator_cells, interval_text
 from nanolm.files import write_atomically
 from nanolm.report import figures
 from nanolm.tracking import read_metrics
@@ -45,9 +45,10 @@ def write_evaluation_report(folder: Path, checkpoint: Path, evaluation: dict[str
     )
 
 
-def _calibration_figures(evaluation: dict[str, Any], unit: str) -> dict[str, str | None]:
+def _calibration_figures(evaluation: dict[str, Any], unit: str) -> dict[str, Any]:
     """The figures of an evaluation that has what they show."""
     calibration, slices = evaluation.get("calibration") or {}, evaluation["slices"]
+    sizes = evaluation.get("calibration_sizes")
     temperature_figure = None
     if calibration.get("temperature"):
         fitted = calibration["temperature"]["value"]
@@ -57,6 +58,8 @@ def _calibration_figures(evaluation: dict[str, Any], unit: str) -> dict[str, str
         "reliability": figures.svg(figures.reliability_diagram(evaluation["reliability"], unit)),
         "temperature": temperature_figure,
         "no_temperature": calibration.get("reason"),
+        "calibrators": calibrator_cells(evaluation["calibrators"]),
+        "by_size": figures.temperature_by_size(sizes, unit) if sizes else None,
         "by_frequency": slices.get("frequency")
         and figures.slice_figure(
             slices["frequency"], "frequency in the training text of the token predicted from, deciles"
@@ -89,16 +92,22 @@ def write_page(
         meanings: the figures of its table.
         content: what the template names, ``evaluation`` (the content of ``evaluation.json``) among it.
     """
+    render(
+        path,
+        template,
+        **{"curve": None, "samples": None, "config": None}
+        | _calibration_figures(content["evaluation"], unit)
+        | {"rows": [row for row in meanings.items() if row[0] in content["evaluation"]], "interval_text": interval_text}
+        | content,
+    )
+
+
+def render(path: Path, template: str, **content: Any) -> None:
+    """Write any page: ``content`` is what its template names; what is no ``Markup`` is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("nanolm.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    page = environment.get_template(template).render(
-        {"curve": None, "samples": None, "config": None}
-        | _calibration_figures(content["evaluation"], unit)
-        | {"rows": [row for row in meanings.items() if row[0] in content["evaluation"]], "interval_text": interval_text}
-        | content
-    )
-    write_atomically(path, page + "\n")
+    write_atomically(path, environment.get_template(template).render(content) + "\n")

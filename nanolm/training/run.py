@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nanolm.config import flatten, from_yaml, to_yaml
-from nanolm.config.schema import TrainConfig
+from nanolm.config.schema import EvaluateConfig, TrainConfig
 from nanolm.data import Loader, PreparedCorpus, open_prepared, prepare
 from nanolm.device import Compute, measure_peak_flops, resolve_compute
 from nanolm.errors import CheckpointError, ConfigError, DataError
@@ -22,19 +22,24 @@ from nanolm.evaluation import (
     frequency_groups,
     summary_values,
     table,
+    temperature_by_size,
     try_fit_on_split,
 )
 from nanolm.files import lock, sweep_leftovers, write_atomically
+from nanolm.loss import LossOptions
 from nanolm.model import GPT
 from nanolm.optim import build_optimizer
 from nanolm.sampling import encode_prompt, sample, with_temperature
 from nanolm.tracking import Console, Tracker
-from nanolm.training.checkpoint import newest_checkpoint, prune_checkpoints, save_checkpoint
+from nanolm.training.checkpoint import checkpoint_path, newest_checkpoint, prune_checkpoints, save_checkpoint
 from nanolm.training.loop import TrainingLoop, loss_options, run_progress
 from nanolm.training.state import TrainingState
 from nanolm.training.stop import StopRequested
 
 WriteReport = Callable[[Path, dict[str, Any]], bytes]
+WriteSplitReport = Callable[[Path, Path, dict[str, Any]], None]
+
+HowToScore = tuple[int, EvaluateConfig, LossOptions, Compute, Callable[..., None]]
 
 STOPPED = 3
 EVALUATION = "evaluation.json"
@@ -55,7 +60,13 @@ CHANGEABLE = (
 )
 
 
-def train(config: TrainConfig, run_dir: Path, command: str, write_report: WriteReport) -> int:
+def train(
+    config: TrainConfig,
+    run_dir: Path,
+    command: str,
+    write_report: WriteReport,
+    write_split_report: WriteSplitReport = lambda folder, checkpoint, content: None,
+) -> int:
     """Train, evaluate and publish; the same call on the same directory continues where the last one ended.
 
     Args:
@@ -64,6 +75,8 @@ def train(config: TrainConfig, run_dir: Path, command: str, write_report: WriteR
         command: what the user types to continue this run; printed at the start.
         write_report: makes ``report.html`` from the run directory and the content of ``evaluation.json``, which
             is published after it as the last of all files; returns the reliability diagram as PNG.
+        write_split_report: makes ``report-<split>.html`` of each of ``evaluate.further_splits`` from the run
+            directory, the checkpoint's folder and the content of ``evaluation-<split>.json``.
 
     Returns:
         The exit code: 0 when the run is finished, 3 when it was stopped on request with a valid checkpoint.
@@ -92,7 +105,7 @@ def train(config: TrainConfig, run_dir: Path, command: str, write_report: WriteR
             run = _Run(config, run_dir, corpus, state, compute, tracker)
             run.introduce(command)
             loop = TrainingLoop(state, loader, config, compute, measure_peak_flops(compute))
-            exit_code = run.train_and_finish(loop, write_report)
+            exit_code = run.train_and_finish(loop, write_report, write_split_report)
         console.result(str(run_dir))
         return exit_code
 
@@ -126,7 +139,9 @@ class _Run:
             note(f"continuing after step {self.state.step:,}")
         note(f"to continue this run after an interruption: {command}")
 
-    def train_and_finish(self, loop: TrainingLoop, write_report: WriteReport) -> int:
+    def train_and_finish(
+        self, loop: TrainingLoop, write_report: WriteReport, write_split_report: WriteSplitReport
+    ) -> int:
         """Run the loop, then leave what a finished run holds; ``evaluation.json`` is the last file."""
         with loop.stop:
             try:
@@ -134,6 +149,8 @@ class _Run:
                 if evaluation is None:  # the steps were all done before; what follows them was not
                     evaluation = self.evaluate(loop)
                     self.publish_checkpoint()
+                self.score_further_splits(loop, write_split_report)
+                by_size = self.fit_by_size(loop)
             except StopRequested as signal:
                 self.publish_checkpoint()
                 self.tracker.note(
@@ -143,9 +160,7 @@ class _Run:
             samples = self.draw_samples()
             write_atomically(self.run_dir / "samples.txt", "\n\n".join(samples) + "\n")
             evaluation.write_documents(self.run_dir / "documents-val.npz")
-            fitted = self.calibration if isinstance(self.calibration, FittedTemperature) else None
-            content = evaluation.as_json(self.state.step, fitted.interval if fitted else None)
-            content["calibration"] = self.calibration_json()
+            content = self.content(evaluation) | {"calibration_sizes": by_size}
             diagram = write_report(self.run_dir, content)
             self.show(content, samples, diagram)
             write_atomically(self.run_dir / EVALUATION, json.dumps(content, indent=2) + "\n")
@@ -153,19 +168,55 @@ class _Run:
 
     def evaluate(self, loop: TrainingLoop) -> Evaluation:
         """Score val; after the last step also at the temperature that is fitted before. A signal ends either."""
-        config, corpus, extras = self.config, self.corpus, Extras()
+        how, extras = self.how_to_score(loop), Extras()
+        if loop.finished:
+            self.calibration = try_fit_on_split(self.state.model, self.corpus.splits.get("calibration"), *how)
+            extras = self.extras()
+        return evaluate(self.state.model, self.corpus.splits["val"], *how, extras)
+
+    def how_to_score(self, loop: TrainingLoop) -> HowToScore:
+        """What ``evaluate`` and the fit of the temperature take behind the split; a signal ends them."""
+        config = self.config
 
         def look_for_signal(*_: int) -> None:
             loop.stop.check()
 
-        how = (config.trainer.sequence_length, config.evaluate, loss_options(config), self.compute, look_for_signal)
-        if loop.finished:
-            self.calibration = try_fit_on_split(self.state.model, corpus.splits.get("calibration"), *how)
-            fitted = self.calibration.fit.temperature if isinstance(self.calibration, FittedTemperature) else None
-            tokenizer = corpus.tokenizer
-            groups = frequency_groups(corpus.splits["train"], tokenizer.vocab_size, tokenizer.end_of_text_id)
-            extras = Extras(fitted, groups)
-        return evaluate(self.state.model, corpus.splits["val"], *how, extras)
+        return config.trainer.sequence_length, config.evaluate, loss_options(config), self.compute, look_for_signal
+
+    def extras(self) -> Extras:
+        """What is scored after the last step besides the model's own probabilities."""
+        tokenizer = self.corpus.tokenizer
+        groups = frequency_groups(self.corpus.splits["train"], tokenizer.vocab_size, tokenizer.end_of_text_id)
+        fitted = self.calibration.fit.temperature if isinstance(self.calibration, FittedTemperature) else None
+        return Extras(fitted, groups, self.config.loss.label_smoothing)
+
+    def content(self, evaluation: Evaluation) -> dict[str, Any]:
+        """What ``evaluation*.json`` says of a split."""
+        fitted = self.calibration if isinstance(self.calibration, FittedTemperature) else None
+        content = evaluation.as_json(self.state.step, fitted.interval if fitted else None)
+        return content | {"calibration": self.calibration_json()}
+
+    def score_further_splits(self, loop: TrainingLoop, write_report: WriteSplitReport) -> None:
+        """Leave what ``scripts/evaluate.py`` would of each of ``evaluate.further_splits``."""
+        for name in self.config.evaluate.further_splits:
+            split = self.corpus.splits.get(name)
+            if split is None or split.num_tokens == 0:
+                self.tracker.note(f"evaluate.further_splits: this corpus has no {name} split; it is left out")
+                continue
+            evaluation = evaluate(self.state.model, split, *self.how_to_score(loop), self.extras())
+            evaluation.write_documents(self.run_dir / f"documents-{name}.npz")
+            content = self.content(evaluation)
+            write_report(self.run_dir, checkpoint_path(self.run_dir, self.state.step), content)
+            write_atomically(self.run_dir / f"evaluation-{name}.json", json.dumps(content, indent=2) + "\n")
+            self.tracker.summary(*table(content), summary_values(content))
+
+    def fit_by_size(self, loop: TrainingLoop) -> list[dict[str, Any]]:
+        """The temperature at each of ``evaluate.calibration_sizes``; nothing where none was asked for."""
+        sizes, calibration = self.config.evaluate.calibration_sizes, self.corpus.splits.get("calibration")
+        if not sizes or calibration is None:
+            return []
+        how = self.how_to_score(loop)
+        return temperature_by_size(self.state.model, calibration, self.corpus.splits["val"], sizes, *how)
 
     def calibration_json(self) -> dict[str, Any] | None:
         """The content of ``calibration.json``; None before the last step."""

@@ -22,6 +22,7 @@ EVALUATION = {
     "intervals": "95 % bootstrap over 2 blocks",
     "reliability": {"1": {"count": [3, 0], "confidence": [0.2, 0], "accuracy": [0.3, 0]}},
     "slices": {},
+    "calibrators": [{"calibrator": "none", "nll": 0.25, "note": ""}],
     "calibration": {"temperature": None, "reason": "<u>no</u> tokens"},
 }
 
@@ -69,11 +70,19 @@ def test_a_whole_evaluation_has_all_figures(run_dir):
         "reliability": {"1": bins, "fitted": bins},
         "slices": {"frequency": [group], "position": [group]},
         "calibration": fitted,
+        "calibrators": [
+            {"calibrator": name, "nll": 0.5, "note": "<i>ε</i>"} for name in ("none", "temperature", "map")
+        ],
+        "calibration_sizes": [
+            {"num_tokens": 8, "nll_at_one": 2.0, "draws": [{"temperature": 1.5, "nll": 1.9}]},
+            {"num_tokens": 4, "nll_at_one": 2.0, "draws": [{"temperature": None, "nll": None}]},
+        ],
     }
     image = write_run_report(run_dir, EVALUATION | whole)
     page = (run_dir / "report.html").read_text(encoding="utf-8")
     assert image.startswith(b"\x89PNG")
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
+    assert "&lt;i&gt;ε" in page
     assert "1.300 [1.200, 1.400]" in page
 
 
