@@ -20,5 +20,13 @@ def task(config: BaselineConfig, run_dir: Path, command: str) -> int:
     return run_baseline(config, run_dir, command, write_baseline_report)
 
 
+def summarize(sweep: Path) -> None:
+    """The table at the end of a sweep, and its page."""
+    from nanolm.comparison import summarize_sweep
+    from nanolm.report.comparison import write_comparison_page
+
+    summarize_sweep(sweep, write_comparison_page)
+
+
 if __name__ == "__main__":
-    sys.exit(command_line.run("baseline", task))
+    sys.exit(command_line.run("baseline", task, summarize=summarize))

@@ -14,11 +14,19 @@ from nanolm.config.schema import TrainConfig
 
 def task(config: TrainConfig, run_dir: Path, command: str) -> int:
     """Train in a run directory, or continue what is there."""
-    from nanolm.report import write_run_report
+    from nanolm.report import write_evaluation_report, write_run_report
     from nanolm.training import train
 
-    return train(config, run_dir, command, write_run_report)
+    return train(config, run_dir, command, write_run_report, write_evaluation_report)
+
+
+def summarize(sweep: Path) -> None:
+    """The table at the end of a sweep, and its page."""
+    from nanolm.comparison import summarize_sweep
+    from nanolm.report.comparison import write_comparison_page
+
+    summarize_sweep(sweep, write_comparison_page)
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.run("train", task))
+    sys.exit(command_line.run("train", task, summarize=summarize))

@@ -16,7 +16,7 @@ ROOMS = [
     {"loss", "model", "data", "tracking"},
     {"optim", "calibration"},
     {"evaluation", "sampling"},
-    {"training", "baselines"},
+    {"training", "baselines", "comparison"},
     {"report"},
     {"inference"},
 ]
@@ -31,6 +31,7 @@ OWNERS = {
     "datasets": {"data"},
     "transformers": {"interop"},
     "sklearn": {"baselines"},
+    "scipy": {"comparison"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
 }

@@ -9,6 +9,7 @@ import yaml
 
 from nanolm.config.schema import EvaluateScriptConfig, SampleScriptConfig, TokenizeConfig, TrainConfig
 from nanolm.config.schema_baseline import BaselineConfig
+from nanolm.config.schema_compare import CompareConfig
 from nanolm.errors import ConfigError
 
 
@@ -45,7 +46,8 @@ SCRIPTS = {
                 ("data=text 'data.path=texts/**/*.txt' model=micro", "many files, one document each; a larger model"),
                 ("trainer.max_steps=null trainer.max_seconds=3600", "an hour of training, the schedule fitted to it"),
                 ("hydra.run.dir=runs/sotu-nano/2026-01-31_12-00-00", "continue that run"),
-                ("-m loss.label_smoothing=0,0.1 seed=0,1,2", "a sweep: six runs under sweeps/<name>/"),
+                ("-m loss.label_smoothing=0,0.1 seed=0,1,2", "a sweep: six runs under sweeps/<name>/, and their table"),
+                ("-m experiment=study_label_smoothing", "a study: a sweep that is written down"),
                 ("data=fineweb_edu model=gpt2 trainer.device=cuda", "a corpus from the Hub, on a GPU"),
             ),
             has_run_directory=True,
@@ -103,8 +105,22 @@ SCRIPTS = {
                 ("task=softmax task.path=flowers.csv task.target=species", "your own CSV file: numbers and a class"),
                 ("task.l2=0.01", "a penalty on the weights"),
                 ("-m task=binary,softmax loss.label_smoothing=0,0.1 seed=0,1,2", "a sweep: twelve runs"),
+                ("-m experiment=baseline/study_label_smoothing", "a study: a sweep that is written down"),
             ),
             has_run_directory=True,
+        ),
+        Script(
+            "compare",
+            CompareConfig,
+            "Compares finished runs: for each cell of equal configuration the mean and the spread over seeds, and the "
+            "difference from the baseline cell with its interval over documents, paired, and over seeds. Prints a "
+            "table, and leaves comparison.csv and comparison.html in the folder of the runs or in out=DIR.",
+            (
+                ("runs=sweeps/sotu-nano", "the runs of a sweep; the first one's cell is the baseline"),
+                ("runs=sweeps/sotu-nano baseline=loss.label_smoothing=0.1", "another baseline"),
+                ("runs=runs out=comparisons", "all runs there are, results elsewhere"),
+                ("runs=sweeps/study-temperature split=shifted", "on another split, where the runs were scored on it"),
+            ),
         ),
     )
 }
@@ -132,13 +148,17 @@ def default_choices(config_dir: Path, script: str) -> dict[str, str | None]:
     }
 
 
-def choices(config_dir: Path, group: str) -> dict[str, str]:
-    """The choices of a group, each with its description: the comment that its file begins with."""
+def choices(config_dir: Path, group: str, script: str = "") -> dict[str, str]:
+    """The choices of a group, each with its description: the comment that its file begins with.
+
+    Where the group has a folder with the script's name, the choices in that are the script's, ``<script>/<choice>``.
+    """
     descriptions = {}
-    for file in sorted((config_dir / group).glob("*.yaml")):
+    own = f"{script}/" if script and (config_dir / group / script).is_dir() else ""
+    for file in sorted((config_dir / group / own).glob("*.yaml")):
         comments = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
         words = [line[2:].strip() for line in comments if not line.startswith("# @")]
-        descriptions[file.stem] = words[0] if words else ""
+        descriptions[own + file.stem] = words[0] if words else ""
     return descriptions
 
 

@@ -30,13 +30,20 @@ from nanolm.config.validation import tilde
 from nanolm.errors import ConfigError, NanolmError
 
 Task = Callable[..., int | None]
+Summarize = Callable[[Path], None]
 
 USER_ERROR = ConfigError.exit_code
 
 logger = logging.getLogger(__name__)
 
 
-def run(script: str, task: Task, arguments: Sequence[str] | None = None, config_dir: Path | None = None) -> int:
+def run(
+    script: str,
+    task: Task,
+    arguments: Sequence[str] | None = None,
+    config_dir: Path | None = None,
+    summarize: Summarize | None = None,
+) -> int:
     """Run one script and return its exit code; a user's mistake is told in one message, without a traceback.
 
     Args:
@@ -46,6 +53,7 @@ def run(script: str, task: Task, arguments: Sequence[str] | None = None, config_
             It imports torch itself, so that ``--help`` and a mistake are answered at once.
         arguments: the command line without the script's name; by default that of this process.
         config_dir: the folder of YAML files; by default ``configs/`` beside the script's folder.
+        summarize: called with the directory of a sweep when all its jobs have had their turn.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     with _console():
@@ -57,7 +65,7 @@ def run(script: str, task: Task, arguments: Sequence[str] | None = None, config_
                 print(page(SCRIPTS[script], config_dir))
                 code = 0
             else:
-                code = _run(SCRIPTS[script], task, given, config_dir)
+                code = _run(SCRIPTS[script], task, given, config_dir, summarize)
             sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
             return code
         except NanolmError as error:
@@ -74,7 +82,7 @@ def run(script: str, task: Task, arguments: Sequence[str] | None = None, config_
             return 1
 
 
-def _run(script: Script, task: Task, given: list[str], config_dir: Path) -> int:
+def _run(script: Script, task: Task, given: list[str], config_dir: Path, summarize: Summarize | None) -> int:
     flags, overrides = _parse(script, given)
     if flags.config_dir is not None:
         if not os.path.isdir(flags.config_dir):
@@ -98,12 +106,17 @@ def _run(script: Script, task: Task, given: list[str], config_dir: Path) -> int:
     if sweep:
         from nanolm.config.sweep import run_sweep
 
-        return run_sweep(script, task, prepared, command_for(script, given), config_dir)
+        return run_sweep(script, task, prepared, command_for(script, given), config_dir, summarize)
     return _run_once(script, task, overrides, prepared, config_dir)
 
 
 def _run_once(script: Script, task: Task, overrides: list[str], prepared: list[str], config_dir: Path) -> int:
     composition = compose_prepared(script.name, prepared, config_dir)
+    if composition.swept:
+        raise ConfigError(
+            f"{' '.join(overrides)}: this is a study, a sweep over {', '.join(composition.swept)}; add -m to run it: "
+            f"{command_for(script, ['-m', *overrides])}"
+        )
     config = finish(script.name, composition.container)
     if not script.has_run_directory:
         return task(config) or 0

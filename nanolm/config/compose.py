@@ -18,10 +18,15 @@ VERSION_BASE = "1.3"
 
 @dataclass(frozen=True)
 class Composition:
-    """A script's configuration as nested dictionaries, and the path of ``hydra.run.dir``."""
+    """A script's configuration as nested dictionaries, and what it says of ``hydra.*``.
+
+    ``swept`` is ``hydra.sweeper.params``: values that a study's YAML file sweeps, ``{"seed": "0,1,2"}``.
+    """
 
     container: Any
     run_directory: str
+    sweep_directory: str
+    swept: dict[str, str]
 
 
 def load(script: str, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Any:
@@ -68,11 +73,16 @@ def compose_prepared(script: str, overrides: list[str], config_dir: Path) -> Com
 
     with hydra_errors(), hydra.initialize_config_dir(str(config_dir), job_name=script, version_base=VERSION_BASE):
         composed = hydra.compose(script, overrides, return_hydra_config=True)
-        run_directory = str(OmegaConf.select(composed, "hydra.run.dir"))
+        run_directory, sweep_directory = (
+            str(OmegaConf.select(composed, f"hydra.{kind}.dir")) for kind in ("run", "sweep")
+        )
+        swept = {
+            str(key): str(value) for key, value in (OmegaConf.select(composed, "hydra.sweeper.params") or {}).items()
+        }
         with open_dict(composed):
             del composed["hydra"]
         container = OmegaConf.to_container(composed, resolve=True)
-    return Composition(container, run_directory)
+    return Composition(container, run_directory, sweep_directory, swept)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def page(script: Script, config_dir: Path) -> str:
         lines += ["", "CHOICES (* by default)"]
         for group, default in groups.items():
             lines += [f"  {group}={'' if default else '   (none by default)'}"]
-            for name, description in choices(config_dir, group).items():
+            for name, description in choices(config_dir, group, script.name).items():
                 lines += _row(f"  {'*' if name == default else ' '} {name}", description, 20)
     lines += ["", "KEYS (default, type, meaning)"]
     previous = ""

@@ -2,7 +2,8 @@
 
 A job that fails raises; the others go on, and at the end the failed ones are listed with their messages. A job
 that was stopped on request stops the sweep. The same command continues a sweep, since ``sweeps/<name>/<number>/``
-has no time in it and each job continues its directory.
+has no time in it and each job continues its directory: a finished one has nothing left to do. What is swept may
+stand in a YAML file too, as ``hydra.sweeper.params``: that is what makes an experiment a study.
 """
 
 import contextlib
@@ -10,11 +11,12 @@ import logging
 import textwrap
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nanolm.config.catalog import SCRIPTS, Script
-from nanolm.config.command_line import Task, call_hydra, log_file
+from nanolm.config.command_line import Summarize, Task, call_hydra, log_file
 from nanolm.config.compose import compose_prepared, finish, hydra_errors
 from nanolm.config.convert import convert
 from nanolm.errors import ConfigError, NanolmError
@@ -28,12 +30,20 @@ class JobError(Exception):
     """One job of a sweep failed; its text names the job's directory, its overrides and the reason."""
 
 
-def run_sweep(script: Script, task: Task, prepared: list[str], command: str, config_dir: Path) -> int:
+def run_sweep(
+    script: Script,
+    task: Task,
+    prepared: list[str],
+    command: str,
+    config_dir: Path,
+    summarize: Summarize | None = None,
+) -> int:
     """Run all jobs of a sweep; the exit code is 1 if any failed.
 
     Args:
         prepared: overrides from ``overrides.prepare(..., sweep=True)``.
         command: what the user types to continue the sweep.
+        summarize: called with the sweep's directory after the last job, before the failed ones are listed.
 
     Raises:
         ConfigError: the configuration is wrong already before any job, or no folder can be made: nothing was run.
@@ -41,34 +51,43 @@ def run_sweep(script: Script, task: Task, prepared: list[str], command: str, con
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    convert(script.schema, compose_prepared(script.name, _first_job(prepared), config_dir).container)
+    composition = compose_prepared(script.name, _first_job(prepared), config_dir)
+    if composition.swept:
+        in_file = [f"{key}={value}" for key, value in composition.swept.items()]
+        composition = compose_prepared(script.name, _first_job([*in_file, *prepared]), config_dir)
+    convert(script.schema, composition.container)
     outcomes: list[str | None] = []
     job = _job(script.name, task, outcomes, command)
+    failures: list[str] = []
     try:
         with hydra_errors(HydraException, OmegaConfBaseException):
             call_hydra(script, job, ["--multirun"], prepared, config_dir)
     except JobError as error:  # raised by the sweeper when all jobs have ended, or from another process
         failures = [outcome for outcome in outcomes if outcome] or [str(error)]
-        count = f"{len(failures)} of {len(outcomes)} jobs" if outcomes else "a job (each directory has its log)"
-        logger.error("%s failed:\n%s", count, textwrap.indent("\n".join(failures), "  "))
-        return 1
     except OSError as error:
         raise ConfigError(f"hydra.sweep.dir: cannot make or use the folder ({error}); give another") from error
-    return 0
+    if summarize is not None:
+        summarize(Path(composition.sweep_directory))
+    if failures:
+        count = f"{len(failures)} of {len(outcomes)} jobs" if outcomes else "a job (each directory has its log)"
+        logger.error("%s failed:\n%s", count, textwrap.indent("\n".join(failures), "  "))
+        logger.error("to run what is left, finished jobs stay as they are: %s", command)
+    return 1 if failures else 0
 
 
 def _first_job(prepared: list[str]) -> list[str]:
     """The overrides with the first value of each that has several: what is wrong with them is wrong in any job."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    first = []
+    first = {}  # the last one of a key counts, as it does for the sweeper
     with hydra_errors():
         for override in OverridesParser.create().parse_overrides(prepared):
+            key = override.get_key_element()
             if not override.is_sweep_override():
-                first.append(str(override.input_line))
+                first[key] = str(override.input_line)
             elif override.is_discrete_sweep() and hasattr(override.value(), "list"):
-                first.append(f"{override.get_key_element()}={next(override.sweep_string_iterator())}")
-    return first
+                first[key] = f"{key}={next(override.sweep_string_iterator())}"
+    return list(first.values())
 
 
 def _job(script: str, task: Task, outcomes: list[str | None], command: str) -> Callable[[Any], None]:
@@ -88,7 +107,7 @@ def _job(script: str, task: Task, outcomes: list[str | None], command: str) -> C
             with log_file(directory / f"{script}.log"):
                 with hydra_errors():
                     container = OmegaConf.to_container(composed, resolve=True)
-                config = finish(script, container)
+                config = _grouped(finish(script, container), Path(settings.sweep.dir).name)
                 code = task(config, directory, command) if SCRIPTS[script].has_run_directory else task(config)
         except NanolmError as error:
             reason = str(error)
@@ -106,3 +125,10 @@ def _job(script: str, task: Task, outcomes: list[str | None], command: str) -> C
         raise JobError(outcomes[-1])
 
     return job
+
+
+def _grouped(config: Any, group: str) -> Any:
+    """The configuration with the sweep's name as the group of its runs at wandb, unless it names one itself."""
+    if getattr(config, "wandb", None) is None or config.wandb.group is not None:
+        return config
+    return replace(config, wandb=replace(config.wandb, group=group))

@@ -16,7 +16,7 @@ CHOICES = [
     (script, group, choice)
     for script in SCRIPTS
     for group in default_choices(CONFIGS, script)
-    for choice in choices(CONFIGS, group)
+    for choice in choices(CONFIGS, group, script)
 ]
 
 

@@ -51,6 +51,7 @@ def test_a_failed_job_does_not_stop_the_others_and_is_listed(task: Task, capfd: 
         "error: 2 of 4 jobs failed:\n"
         "  sweeps/sotu-nano/1: seed=1\n    RuntimeError: boom\n"
         "  sweeps/sotu-nano/2: seed=2\n    corpus.txt: empty\n"
+        "error: to run what is left, finished jobs stay as they are: python scripts/train.py -m seed=0,1,2,4\n"
     )
     assert told.count("Traceback") == 1  # of the bug, not of the user's mistake
 
@@ -95,6 +96,57 @@ def test_what_is_wrong_with_all_jobs_ends_with_2_before_any(
     assert told.startswith("error: ")
     assert "Traceback" not in told
     assert "HYDRA_FULL_ERROR" not in told
+
+
+def test_what_is_swept_can_stand_in_a_file(task: Task, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    study = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: 5,6\n      sample.prompt: a,b\n"
+    (tmp_path / "mine/experiment/study.yaml").write_text(study)
+    given = ["--config-dir", "mine", "experiment=study"]
+    assert command_line.run("train", task, ["-m", *given]) == 0
+    assert [(seed, prompt) for seed, prompt, *_ in task.calls] == [(5, "a"), (5, "b"), (6, "a"), (6, "b")]
+    assert command_line.run("train", task, ["-m", *given, "seed=7"]) == 0  # the command line has the last word
+    assert [(seed, prompt) for seed, prompt, *_ in task.calls[4:]] == [(7, "a"), (7, "b")]
+    assert command_line.run("train", task, given) == 2
+    assert len(task.calls) == 6
+    assert "add -m to run it: python scripts/train.py -m " in capfd.readouterr().err
+
+
+def test_what_is_wrong_in_a_file_ends_with_2_before_any_job(
+    task: Task, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    study = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: five,6\n"
+    (tmp_path / "mine/experiment/study.yaml").write_text(study)
+    assert command_line.run("train", task, ["-m", "--config-dir", "mine", "experiment=study"]) == 2
+    assert task.calls == []
+    assert "seed: expected a whole number" in capfd.readouterr().err
+
+
+def test_the_sweep_is_summarized_when_all_jobs_have_had_their_turn(task: Task) -> None:
+    seen: list[tuple[Path, int]] = []
+
+    def summarize(sweep: Path) -> None:
+        seen.append((sweep, len(task.calls)))
+
+    assert command_line.run("train", task, ["-m", "seed=0,1,4", "name=mine"], summarize=summarize) == 1
+    assert seen == [(Path("sweeps/mine"), 3)]
+    with pytest.raises(SystemExit):
+        command_line.run("train", task, ["-m", "seed=0,3"], summarize=summarize)
+    assert len(seen) == 1  # a sweep that was stopped has no end to tell of
+
+
+def test_runs_of_a_sweep_are_one_group_at_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    groups: list[str | None] = []
+
+    def task(config: Any, directory: Path, command: str) -> None:
+        groups.append(config.wandb.group)
+
+    assert command_line.run("train", task, ["-m", "seed=0,1", "name=mine"]) == 0
+    assert command_line.run("train", task, ["-m", "seed=0,1", "wandb.group=ours"]) == 0
+    assert command_line.run("train", task, ["seed=0"]) == 0
+    assert groups == ["mine", "mine", "ours", "ours", None]
 
 
 def test_a_range_is_a_sweep_too(task: Task) -> None:

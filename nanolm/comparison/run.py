@@ -1,0 +1,95 @@
+"""From a folder of runs to a table, a CSV file and a page."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanolm.comparison.cells import Panel, make_panels
+from nanolm.comparison.runs import Run, find_runs
+from nanolm.comparison.tables import ON_A_TERMINAL, against_baseline, csv_text, means, smoothing_rows
+from nanolm.comparison.theory import smoothed_cells
+from nanolm.config.schema_compare import CompareConfig
+from nanolm.errors import ConfigError, NanolmError
+from nanolm.files import write_atomically
+from nanolm.tracking import Console
+from nanolm.tracking.tables import aligned
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the page shows."""
+
+    folder: Path
+    split: str
+    runs: Sequence[Run]
+    unfinished: Sequence[Path]
+    panels: Sequence[Panel]
+
+
+WritePage = Callable[[Path, Comparison], None]
+
+
+def compare_runs(config: CompareConfig, write_page: WritePage) -> Path:
+    """Print a table and leave ``comparison.csv`` and ``comparison.html``; for another split than val with its name.
+
+    Returns:
+        the page.
+
+    Raises:
+        NanolmError: no such folder, no finished run in it, no such baseline.
+    """
+    folder = Path(config.runs)
+    if not folder.is_dir():
+        raise ConfigError(f"runs={folder}: no such folder; give one that holds finished runs, such as sweeps/NAME")
+    out = Path(config.out) if config.out else folder
+    runs, unfinished = find_runs(folder, config.split)
+    comparison = Comparison(folder, config.split, runs, unfinished, make_panels(runs, config.baseline))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out={out}: the folder cannot be made: {error.strerror}") from None
+    console = Console()
+    for panel in comparison.panels:
+        console.result(panel_text(panel, comparison))
+    if unfinished:
+        listed = "\n  ".join(str(path) for path in unfinished)
+        console.note(f"not finished, so left out, {len(unfinished)}:\n  {listed}")
+    name = "comparison" if config.split == "val" else f"comparison-{config.split}"
+    write_atomically(out / f"{name}.csv", csv_text(comparison.panels, config.split))
+    write_page(out / f"{name}.html", comparison)
+    console.result(str(out / f"{name}.html"))
+    return out / f"{name}.html"
+
+
+def summarize_sweep(folder: Path, write_page: WritePage) -> None:
+    """Compare the runs of a sweep, on val and on every other split that any of them was scored on.
+
+    A sweep without a finished run is a note: what its jobs had to say was said.
+    """
+    splits = {path.stem.removeprefix("evaluation-") for path in folder.glob("*/evaluation-*.json")}
+    for split in ("val", *sorted(splits)):
+        print()
+        try:
+            compare_runs(CompareConfig(runs=str(folder), split=split, baseline=None, out=None), write_page)  # type: ignore[arg-type]
+        except NanolmError as error:
+            Console().note(str(error))
+
+
+def panel_text(panel: Panel, comparison: Comparison) -> str:
+    """What a terminal shows of a panel."""
+    about = panel.baseline.runs[0].figures["intervals"]
+    title = (
+        f"{comparison.folder}, {panel.task}, {comparison.split}: {len(panel.cells)} "
+        f"cell{'' if len(panel.cells) == 1 else 's'} of {', '.join(panel.keys) or 'one configuration'}; "
+        "mean ± standard deviation over seeds"
+    )
+    parts = [aligned(title, means(panel, ON_A_TERMINAL))]
+    if len(panel.cells) > 1:
+        less = (
+            f"less the baseline, {panel.baseline.label}; in brackets {about}, paired;\n"
+            "in parentheses what the text and the seeds do not both tell from 0"
+        )
+        parts.append(aligned(less, against_baseline(panel, ON_A_TERMINAL)))
+    if smoothed := smoothed_cells(panel):
+        parts.append(aligned("label smoothing, theory and measurement", smoothing_rows(smoothed)))
+    return "\n\n".join(parts)

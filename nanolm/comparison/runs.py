@@ -1,0 +1,113 @@
+"""Finished runs below a folder: their configuration, their figures, their sums over documents."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nanolm.errors import DataError
+from nanolm.evaluation.measurement import read_units
+from nanolm.evaluation.sums import Array
+
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Attributes:
+        path: its directory.
+        settings: every key of its configuration by its dotted name.
+        figures: the content of ``evaluation.json``, or of ``evaluation-<split>.json``.
+        units: (U, WIDTH) sums over what is resampled, see ``nanolm.evaluation.sums``; None where the file is missing.
+        on_train: the content of ``evaluation-train.json``, where the run left one.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    figures: dict[str, Any]
+    units: Array | None
+    on_train: dict[str, Any] | None = None
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.settings["seed"])
+
+    def value(self, metric: str) -> float | None:
+        """A figure of the split; None where it does not exist or is not finite."""
+        entry = self.figures.get(metric)
+        return entry["value"] if isinstance(entry, dict) else None
+
+
+def find_runs(folder: Path, split: str = "val") -> tuple[list[Run], list[Path]]:
+    """The finished runs below a folder, in the order of their paths with numbers taken as numbers, and the unfinished.
+
+    A run is a directory with ``config.yaml``; it is finished when it has the evaluation of the split.
+
+    Raises:
+        DataError: no run, none finished, or a file of one that is damaged.
+    """
+    places = [path.parent for path in folder.rglob(CONFIG) if "checkpoints" not in path.relative_to(folder).parts[:-1]]
+    places.sort(key=lambda place: _natural(str(place.relative_to(folder))))
+    suffix = "" if split == "val" else f"-{split}"
+    found, unfinished = [], []
+    for place in places:
+        evaluation = place / f"evaluation{suffix}.json"
+        if not evaluation.is_file():
+            unfinished.append(place)
+            continue
+        documents, on_train = place / f"documents-{split}.npz", place / "evaluation-train.json"
+        found.append(
+            Run(
+                path=place,
+                settings=_settings(place / CONFIG),
+                figures=_figures(evaluation),
+                units=read_units(documents) if documents.is_file() else None,
+                on_train=_figures(on_train) if on_train.is_file() else None,
+            )
+        )
+    if not found:
+        missing = f"{len(unfinished)} without evaluation{suffix}.json" if unfinished else "nothing with a config.yaml"
+        hint = (
+            "finish them by the same commands" if split == "val" else f"make it with scripts/evaluate.py split={split}"
+        )
+        raise DataError(f"runs={folder}: expected finished runs below this folder, found {missing}; {hint}")
+    return found, unfinished
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that puts run 10 behind run 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("seed"), int):
+        raise DataError(f"{path}: expected the configuration of a run, with its seed")
+    return dict(_dotted(content, ""))
+
+
+def _dotted(content: dict[Any, Any], prefix: str) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, value in content.items():
+        pairs += _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return pairs
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content["nll"]["value"], int | float | None):
+            raise TypeError("nll")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: expected the evaluation of a run, found {error!r}; evaluate the run again") from None
+    assert isinstance(content, dict), "a list has no key nll"
+    return content

@@ -1,0 +1,19 @@
+"""The configuration of ``python scripts/compare.py``."""
+
+from dataclasses import dataclass
+
+from nanolm.config.schema import SplitName, key
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """``python scripts/compare.py``"""
+
+    runs: str = key("a folder with finished runs in it, such as sweeps/<name>", text=True)
+    split: SplitName = key("the split whose figures are compared; others than val need evaluation-<split>.json")
+    baseline: str | None = key(
+        "the cell that the others are compared with, by one of its values, such as loss.label_smoothing=0 "
+        "(null: that of the first run)",
+        text=True,
+    )
+    out: str | None = key("folder for comparison.csv and comparison.html (null: the folder of the runs)", text=True)

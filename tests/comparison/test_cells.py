@@ -1,0 +1,113 @@
+import pytest
+
+from nanolm.comparison import find_runs, make_panels
+from nanolm.comparison.cells import shown
+from nanolm.errors import ConfigError, DataError
+
+
+def panels_of(folder, baseline=None):
+    return make_panels(find_runs(folder)[0], baseline)
+
+
+def test_seeds_are_one_cell_and_numbers_are_sorted_as_numbers(make_run, tmp_path):
+    for number in range(12):
+        make_run(str(number), seed=number % 2, loss__label_smoothing=0.1 * (number // 2), wandb__group=str(number))
+    (panel,) = panels_of(tmp_path / "runs")
+    assert panel.keys == ("loss.label_smoothing",)
+    assert [cell.values for cell in panel.cells] == [(0.1 * n,) for n in range(6)]
+    assert [[run.seed for run in cell.runs] for cell in panel.cells] == [[0, 1]] * 6
+    assert panel.cells[5].runs[0].path.name == "10"
+    assert panel.baseline is panel.cells[0]
+    assert panel.cells[1].label == "label_smoothing=0.1"
+
+
+def test_keys_that_follow_from_others_are_left_out(make_run, tmp_path):
+    make_run("0", model__name="nano", model__hidden_size=8, trainer__eval_every=1)
+    make_run("1", model__name="micro", model__hidden_size=16, trainer__eval_every=2)
+    make_run("2", model__name="micro", model__hidden_size=16, optimizer__weight_decay=0.5)
+    (panel,) = panels_of(tmp_path / "runs")
+    assert panel.keys == ("model.name", "optimizer.weight_decay")
+    assert [cell.label for cell in panel.cells] == [
+        "model.name=nano weight_decay=null",
+        "model.name=micro",
+        "model.name=micro weight_decay=0.5",
+    ]
+
+
+def test_tasks_are_panels_of_their_own(make_run, tmp_path):
+    make_run("0", task__name="binary")
+    make_run("1", task__name="softmax")
+    assert [panel.task for panel in panels_of(tmp_path / "runs")] == ["binary", "softmax"]
+    assert [panel.keys for panel in panels_of(tmp_path / "runs")] == [(), ()]
+
+
+def test_a_baseline_is_found_by_a_value(make_run, tmp_path):
+    make_run("0", loss__label_smoothing=0.0)
+    make_run("1", loss__label_smoothing=0.1)
+    (panel,) = panels_of(tmp_path / "runs", "loss.label_smoothing=0.10")
+    assert panel.baseline.values == (0.1,)
+    for unknown in ("loss.label_smoothing=0.2", "loss.nothing=0", "nonsense"):
+        with pytest.raises(ConfigError, match="baseline: no run has"):
+            panels_of(tmp_path / "runs", unknown)
+
+
+def test_seeds_of_one_kind_of_teacher_are_one_cell(make_run, tmp_path):
+    for seed in (0, 1):
+        for kind, smoothing in (("hard", 0.0), ("smoothed", 0.1)):
+            teacher = make_run(f"{kind}-{seed}", seed=seed, loss__label_smoothing=smoothing, model__name="teacher")
+            make_run(
+                f"student-of-{kind}-{seed}",
+                seed=seed,
+                model__name="student",
+                loss__distillation={"teacher": str(teacher), "weight": 0.5},
+            )
+    (panel,) = panels_of(tmp_path / "runs")
+    assert [[run.seed for run in cell.runs] for cell in panel.cells] == [[0, 1]] * 4
+    assert "loss.distillation.teacher" in panel.keys
+    assert [panel.settings(cell)["loss.distillation.teacher"] for cell in panel.cells] == [
+        None,
+        None,
+        "hard-0",
+        "smoothed-0",
+    ]
+    assert len({cell.label for cell in panel.cells}) == 4
+
+
+def test_unfinished_runs_are_told_apart_from_none(make_run, tmp_path):
+    finished = make_run("0")
+    (tmp_path / "runs/1").mkdir()
+    (tmp_path / "runs/1/config.yaml").write_text("seed: 0\n")
+    copied = finished / "checkpoints/step-00000003"
+    copied.mkdir(parents=True)
+    (copied / "config.yaml").write_text("seed: 0\n")
+    runs, unfinished = find_runs(tmp_path / "runs")
+    assert [run.path.name for run in runs] == ["0"]
+    assert [path.name for path in unfinished] == ["1"]
+    with pytest.raises(DataError, match=r"2 without evaluation-test\.json"):
+        find_runs(tmp_path / "runs", "test")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"found nothing with a config\.yaml"):
+        find_runs(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.yaml", "seed: [0"),
+        ("config.yaml", "no: seed"),
+        ("config.yaml", '!!python/object/apply:os.system ["true"]'),
+        ("evaluation.json", "{"),
+        ("evaluation.json", "[]"),
+        ("evaluation.json", '{"nll": 3}'),
+        ("documents-val.npz", "no archive"),
+    ],
+)
+def test_a_damaged_file_is_named(make_run, tmp_path, file, content):
+    place = make_run("0")
+    (place / file).write_text(content)
+    with pytest.raises(DataError, match=file.replace(".", r"\.")):
+        find_runs(tmp_path / "runs")
+
+
+def test_values_are_shown_as_they_are_typed():
+    assert [shown(v) for v in (None, True, 0.1, 1e-05, 3, "a b")] == ["null", "true", "0.1", "1e-05", "3", "a b"]

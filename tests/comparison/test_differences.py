@@ -1,0 +1,90 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nanolm.comparison import find_runs, make_panels
+from nanolm.comparison.differences import difference, spread
+from nanolm.evaluation.sums import column
+
+
+@pytest.fixture
+def panel(make_run, tmp_path):
+    """A baseline with three seeds, a cell that is worse by 0.1, and one that is as good."""
+    noise = 0
+    for cell, (smoothing, offset) in enumerate(((0.0, 0.0), (0.1, 0.1), (0.2, 0.0))):
+        for seed, own in enumerate((0.0, 0.004, -0.004)):
+            jitter = 0.003 * (seed - 1) * (cell - 1)
+            noise += 1
+            make_run(f"{3 * cell + seed}", seed, 1.9 + offset + own + jitter, noise, loss__label_smoothing=smoothing)
+    return make_panels(find_runs(tmp_path / "runs")[0])[0]
+
+
+def test_mean_and_deviation_over_seeds(panel):
+    values = [run.value("nll") for run in panel.baseline.runs]
+    found = spread(panel.baseline.runs, "nll")
+    assert (found.num_runs, found.mean) == (3, pytest.approx(np.mean(values), abs=1e-12))
+    assert found.deviation == pytest.approx(np.std(values, ddof=1))
+    assert spread(panel.baseline.runs[:1], "nll").deviation is None
+    assert spread(panel.baseline.runs, "brier") is None
+
+
+def test_the_interval_over_seeds_is_students(panel):
+    _, worse, _ = panel.cells
+    ours, theirs = ([run.value("nll") for run in cell.runs] for cell in (worse, panel.baseline))
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    found = difference(worse, panel.baseline, "nll")
+    assert (found.seeds.low, found.seeds.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+
+
+def test_the_interval_over_documents_is_that_of_paired_means(panel):
+    """For the NLL, linear in the documents' sums but for the tokens: the bootstrap nears the delta method's normal."""
+    _, worse, _ = panel.cells
+    found = difference(worse, panel.baseline, "nll")
+    tokens = column(worse.runs[0].units, "tokens")
+    per_document = np.mean([column(run.units, "nll") for run in worse.runs], axis=0) - np.mean(
+        [column(run.units, "nll") for run in panel.baseline.runs], axis=0
+    )
+    value = per_document.sum() / tokens.sum()
+    residual = per_document - value * tokens
+    error = math.sqrt(len(tokens) / (len(tokens) - 1) * np.square(residual).sum()) / tokens.sum()
+    assert found.value == pytest.approx(value, abs=1e-9)
+    assert found.documents.high - found.value == pytest.approx(2.02 * error, rel=0.15)
+    assert found.documents.low == pytest.approx(2 * found.value - found.documents.high)
+
+
+def test_a_difference_is_clear_where_text_and_seeds_agree(panel):
+    _, worse, equal = panel.cells
+    assert difference(worse, panel.baseline, "nll").is_clear
+    assert not difference(equal, panel.baseline, "nll").is_clear
+    assert difference(worse, panel.baseline, "accuracy") is not None
+    assert difference(worse, panel.baseline, "temperature") is None
+
+
+def test_a_single_seed_makes_nothing_clear(make_run, tmp_path):
+    make_run("0", 0, 1.9)
+    make_run("1", 0, 2.9, loss__label_smoothing=0.1)
+    (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
+    found = difference(panel.cells[1], panel.baseline, "nll")
+    assert found.documents.low > 0
+    assert found.seeds.low is None
+    assert not found.is_clear
+
+
+def test_other_text_has_no_interval_over_documents(make_run, tmp_path):
+    make_run("0", 0, 1.9)
+    place = make_run("1", 0, 2.0, loss__label_smoothing=0.1)
+    with np.load(place / "documents-val.npz") as file:
+        arrays = dict(file)
+    arrays["num_tokens"][0] += 1
+    np.savez(place / "documents-val.npz", **arrays)
+    (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
+    found = difference(panel.cells[1], panel.baseline, "nll")
+    assert found.documents.low is None
+    assert "not scored on the same text" in found.reason
+    per_byte = difference(panel.cells[1], panel.baseline, "bits_per_byte")
+    assert per_byte is None or per_byte.documents.low is not None  # bytes are the same
+    (place / "documents-val.npz").unlink()
+    (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
+    assert "missing" in difference(panel.cells[1], panel.baseline, "nll").reason
