@@ -13,12 +13,23 @@ from hypothesis import strategies as st
 
 from nanolm.config.schema import EvaluateConfig, ModelConfig
 from nanolm.device import resolve_compute
-from nanolm.evaluation import Extras, evaluate, frequency_groups, windows
+from nanolm.evaluation import (
+    Extras,
+    calibrator_cells,
+    evaluate,
+    fit_on_split,
+    frequency_groups,
+    temperature_by_size,
+    windows,
+)
+from nanolm.evaluation.calibrated import InverseSmoothing
 from nanolm.evaluation.groups import position_group, position_names
+from nanolm.evaluation.measurement import read_units
 from nanolm.evaluation.sums import column
 from nanolm.loss import LossOptions
 from nanolm.model import GPT
 
+CPU = resolve_compute("cpu", "fp32")
 VOCAB = 17
 MODEL = ModelConfig(
     name="test",
@@ -252,3 +263,88 @@ def test_positions_are_grouped_by_powers_of_two():
         "0", "1", "2–3", "2–3", "4–7", "4–7", "4–7", "4–7", "8–9", "8–9"
     ]  # fmt: skip
     assert position_names(1) == ["0"]
+
+
+def test_inverse_smoothing_restores_a_smoothed_model_exactly():
+    """A head that says q = (1-ε)p + ε/V for a known p, inverted: the NLL of p, computed apart."""
+    generator = np.random.default_rng(3)
+    p = generator.dirichlet(np.full(6, 0.5), size=40)
+    epsilon = 0.2
+    q = (1 - epsilon) * p + epsilon / 6
+    targets = torch.from_numpy(generator.integers(0, 6, 40))
+    hidden = torch.from_numpy(np.log(q))  # the head is the identity: logits are hidden
+    inverse = InverseSmoothing(epsilon)
+    inverse.add(hidden[:25], torch.eye(6, dtype=torch.float64), targets[:25], LossOptions())
+    inverse.add(2 * hidden[25:], torch.eye(6, dtype=torch.float64), targets[25:], LossOptions(temperature=2.0))
+    floored = np.maximum(p, 1e-6)
+    floored /= floored.sum(axis=1, keepdims=True)
+    expected = -np.log(floored[np.arange(40), targets]).mean()
+    assert inverse.meter.metrics()["nll"] == pytest.approx(expected, rel=1e-6)
+    assert inverse.share_floored == pytest.approx((p < 1e-6).mean())
+
+
+def test_an_evaluation_of_a_smoothed_model_has_a_row_for_each_calibrator(model):
+    split = make_split([40, 50, 60])
+    extras = Extras(temperature=1.3, label_smoothing=0.1)
+    evaluation = evaluate(model, split, 8, EvaluateConfig(None, 4), LossOptions(), CPU, extras=extras)
+    content = evaluation.as_json(step=1)
+    assert content["num_classes"] == VOCAB
+    plain, scaled, inverted = content["calibrators"]
+    assert [row["calibrator"] for row in (plain, scaled, inverted)] == ["none", "temperature", "inverse smoothing"]
+    assert plain["nll"] == pytest.approx(content["nll"]["value"])
+    assert scaled["nll"] == pytest.approx(content["nll_at_temperature"]["value"])
+    assert inverted["accuracy"] == pytest.approx(plain["accuracy"])  # the map keeps the order
+    assert "floored" in inverted["note"]
+    assert len(calibrator_cells(content["calibrators"])) == 4
+
+
+class Bigram(torch.nn.Module):
+    """Log-probabilities of the next token, times 1.5: a model that is too sure of what ``split_of_bigram`` draws."""
+
+    def __init__(self, log_probabilities):
+        super().__init__()
+        self.table = 1.5 * torch.from_numpy(log_probabilities).float()
+        self.head_weight = torch.eye(len(log_probabilities))
+
+    def forward(self, ids):
+        return self.table[ids]
+
+
+def split_of_bigram(log_probabilities, length, seed):
+    split, generator, token = make_split([length]), np.random.default_rng(seed), 0
+    tokens = [token]
+    for _ in range(length):
+        token = generator.choice(VOCAB, p=np.exp(log_probabilities[token]))
+        tokens.append(token)
+    split.read = lambda start, count: np.array(tokens[start : start + count])
+    return split
+
+
+def test_a_temperature_from_all_tokens_is_that_of_the_fit_and_from_few_scatters():
+    table = np.log(np.random.default_rng(0).dirichlet(np.full(VOCAB, 0.3), size=VOCAB) + 1e-9)
+    table -= np.log(np.exp(table).sum(axis=1, keepdims=True))
+    model = Bigram(table)
+    calibration, val = split_of_bigram(table, 500, seed=1), split_of_bigram(table, 100, seed=2)
+    how = (8, EvaluateConfig(None, 4), LossOptions(), CPU)
+    sizes = temperature_by_size(model, calibration, val, [500, 24, 501], *how)
+    assert [entry["num_tokens"] for entry in sizes] == [24, 500]  # 501 are more than there are
+    whole = fit_on_split(model, calibration, *how).fit.temperature
+    assert whole == pytest.approx(1.5, abs=0.3)
+    assert [draw["temperature"] for draw in sizes[1]["draws"]] == pytest.approx([whole] * 5, rel=1e-4)
+    assert len({draw["temperature"] for draw in sizes[0]["draws"]}) == 5
+    at_whole = evaluate(model, val, *how, extras=Extras(temperature=whole)).values()
+    assert sizes[1]["draws"][0]["nll"] == pytest.approx(at_whole["nll_at_temperature"], rel=1e-4)
+    assert sizes[0]["nll_at_one"] == pytest.approx(at_whole["nll"], rel=1e-5)
+    assert temperature_by_size(model, calibration, val, [24], *how) == sizes[:1]
+
+
+def test_sums_come_back_from_the_file(model, tmp_path):
+    for lengths in ([40, 50], [9] * 32):  # blocks, documents
+        evaluation = evaluate(model, make_split(lengths), 8, EvaluateConfig(None, 4), LossOptions(), CPU)
+        evaluation.write_documents(tmp_path / "documents.npz")
+        units = evaluation.documents if evaluation.blocks is None else evaluation.blocks
+        read = read_units(tmp_path / "documents.npz")
+        fitted = column(read, "nll_at_temperature")
+        assert np.isnan(fitted).all()
+        fitted[:] = 0
+        np.testing.assert_array_equal(read, units)

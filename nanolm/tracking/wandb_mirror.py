@@ -82,7 +82,7 @@ class WandbMirror:
                     "mode": mode,
                     "run_directory": str(run_directory),
                     "metrics": str(metrics),
-                    "id": _run_id(self._folder / "run-id"),
+                    "id": _run_id(self._folder / "run-id", os.environ),
                     "project": config.project,
                     "entity": config.entity,
                     "group": config.group,
@@ -187,8 +187,13 @@ class WandbMirror:
                 pipe.close()
 
 
-def _run_id(path: Path) -> str:
-    """The id kept in a file, or a new one where there is none, or none that can be one."""
+def _run_id(path: Path, environment: Mapping[str, str]) -> str:
+    """The id kept in a file, or a new one where there is none, or none that can be one.
+
+    Under wandb's agent it is the one that the agent has given: by it the server knows the run as one of its sweep.
+    """
+    if environment.get("WANDB_SWEEP_ID") and (given := environment.get("WANDB_RUN_ID")):
+        return given
     if path.is_file() and (found := re.fullmatch(rb"([0-9a-z]{1,64})\n", path.read_bytes())):
         return found[1].decode()
     path.parent.mkdir(parents=True, exist_ok=True)

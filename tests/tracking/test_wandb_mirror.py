@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from nanolm.config import load
 from nanolm.config.schema import WandbConfig
 from nanolm.tracking import MetricsFile, read_metrics
-from nanolm.tracking.wandb_mirror import WandbMirror, choose_mode
+from nanolm.tracking.wandb_mirror import WandbMirror, _run_id, choose_mode
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,6 +171,22 @@ def test_an_offline_run_holds_the_metrics_file_and_the_whole_description(tmp_pat
     # Neither the code nor the console has been copied.
     assert not list(found.folder.rglob("*.py"))
     assert not list(found.folder.rglob("output.log"))
+
+
+def test_the_shipped_sweep_gives_its_runs_the_agents_id_and_values_that_hydra_reads(tmp_path: Path) -> None:
+    sweep = yaml.safe_load((ROOT / "configs/wandb_sweep.yaml").read_text())
+    assert sweep["program"] == "scripts/train.py"
+    chosen = [f"{name}={entry['values'][-1]}" for name, entry in sweep["parameters"].items()]
+    macros = {"${env}": [], "${program}": [], "python": [], "${args_no_hyphens}": chosen}
+    given = [word for part in sweep["command"] for word in macros.get(part, [part])]
+    read = load("train", given)
+    assert (read.loss.label_smoothing, read.seed, read.wandb.mode) == (0.2, 2, "online")
+    assert sweep["metric"] == {"name": "val/nll", "goal": "minimize"}
+
+    agent = {"WANDB_SWEEP_ID": "a1b2", "WANDB_RUN_ID": "given"}
+    assert _run_id(tmp_path / "run-id", agent) == "given"
+    own = _run_id(tmp_path / "run-id", {"WANDB_RUN_ID": "left over from another run"})
+    assert own == _run_id(tmp_path / "run-id", {}) != "given"
 
 
 def test_a_run_that_goes_on_stays_one_run_with_every_step_once(tmp_path: Path, start) -> None:

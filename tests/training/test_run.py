@@ -13,6 +13,7 @@ from nanolm.training import find_checkpoint, train
 from nanolm.training.loop import TrainingLoop
 
 TIMES = {"train/seconds", "train/tokens_per_second", "train/mfu"}
+TRAIN = "evaluation-train.json"
 CONTRACT = {
     "train/objective",
     "train/nll",
@@ -317,3 +318,28 @@ def test_compiling_without_a_compiler_is_a_clear_error(tiny, tmp_path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"trainer\.compile: .* needs a C\+\+ compiler"):
         run(tiny("trainer.compile=on"), tmp_path / "run")
+
+
+def test_further_splits_and_sizes_of_the_calibration_split(tiny, tmp_path, capsys):
+    config = tiny(
+        "evaluate.further_splits=[train,shifted]", "evaluate.calibration_sizes=[20,40]", "loss.label_smoothing=0.1"
+    )
+    assert run(config, tmp_path / "run") == 0
+    assert "this corpus has no shifted split" in capsys.readouterr().err
+    of_val, of_train = (json.loads((tmp_path / "run" / name).read_text()) for name in ("evaluation.json", TRAIN))
+    assert of_train["split"] == "train"
+    assert of_train["num_tokens"] > of_val["num_tokens"]
+    assert of_train["temperature"] == of_val["temperature"]
+    assert (tmp_path / "run/documents-train.npz").exists()
+    assert [entry["num_tokens"] for entry in of_val["calibration_sizes"]] == [20, 40]
+    assert [row["calibrator"] for row in of_val["calibrators"]] == ["none", "temperature", "inverse smoothing"]
+    shutil.rmtree(tmp_path / "run" / "checkpoints/step-00000006")
+    (tmp_path / "run/evaluation.json").unlink()
+    assert run(config, tmp_path / "run") == 0  # the end of the run again
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == of_val
+    with pytest.raises(ConfigError, match="val is always scored"):
+        tiny("evaluate.further_splits=[val]")
+    with pytest.raises(ConfigError, match="a list of whole numbers >= 1"):
+        tiny("evaluate.calibration_sizes=[0]")
+    with pytest.raises(ConfigError, match="a list of any of train"):
+        tiny("evaluate.further_splits=[validation]")
