@@ -138,7 +138,7 @@ class CrossValidation:
             FoldModel(dataset, fold, config, derive_seed(config.seed, 1, fold.repeat, fold.number))
             for fold in make_folds(dataset, config.cross_validation, config.seed)
         ]
-        teacher = read_teacher(config)
+        self.teacher = teacher = read_teacher(config)
         if teacher is not None:
             for done, model in enumerate(self.models, start=1):
                 model.learn_from(teacher, derive_seed(teacher.seed, 1, model.fold.repeat, model.fold.number))

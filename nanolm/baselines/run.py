@@ -151,6 +151,7 @@ def _content(
             "class_counts": [int((dataset.labels == label).sum()) for label in range(dataset.num_classes)],
             "examples_seen": trained[1],
         },
+        "teacher": None if validation.teacher is None else flatten(validation.teacher),
         "calibrators": [
             {name: finite(value) if isinstance(value, float) else value for name, value in row.items()}
             for row in validation.compare_calibrators()

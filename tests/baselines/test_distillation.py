@@ -1,5 +1,6 @@
 """Classifiers with a teacher: what they minimise, what the teacher has seen, and which teachers are refused."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from nanolm.baselines.cross_validation import FoldModel, make_folds
 from nanolm.baselines.distillation import read_teacher
 from nanolm.baselines.learner import EpochSums
 from nanolm.calibration import GroupedMeter
-from nanolm.config import to_yaml
+from nanolm.config import flatten, to_yaml
 from nanolm.errors import CheckpointError, ConfigError, NonFiniteError
 
 TEACHER = "loss.distillation.teacher"
@@ -161,10 +162,12 @@ def test_a_whole_run_with_a_teacher(taught, tmp_path, capsys):
     rows = [f"{x},{x % 7},{x % 3}" for x in range(60)]
     (tmp_path / "table.csv").write_text("\n".join(["x,y,z", *rows]) + "\n")
     small = ["task=softmax", f"task.path={tmp_path / 'table.csv'}", "task.target=z", "cross_validation.repeats=1"]
-    config, _ = taught(small, [*small, "task.epochs=2", "separation.epochs=null"])
+    config, teacher = taught(small, [*small, "task.epochs=2", "separation.epochs=null"])
     (tmp_path / "student").mkdir()
     assert run_baseline(config, tmp_path / "student", "python scripts/baseline.py", lambda run_dir, content: b"") == 0
     told = capsys.readouterr().err
+    content = json.loads((tmp_path / "student" / "evaluation.json").read_text())
+    assert content["teacher"] == json.loads(json.dumps(flatten(teacher)))  # its directory may go
     assert "fitting teachers (100%) | 3/3 fits" in told
     assert f"teacher: that of {tmp_path / 'teacher'}, fitted anew" in told
 
