@@ -42,7 +42,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(corpus_file: Path, data_root: Path):
     """``tiny("trainer.max_steps=3", …)``: the configuration of a tiny run, with overrides."""
 

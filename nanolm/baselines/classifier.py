@@ -62,11 +62,15 @@ def classification_nll(
     targets: Tensor,
     options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
     reduction: Reduction = "mean",
+    soft_targets: Tensor | None = None,
 ) -> NLLResult:
-    """``bernoulli_nll`` of (N,) log-odds, ``softmax_nll`` of (N, V) logits."""
+    """``bernoulli_nll`` of (N,) log-odds, ``softmax_nll`` of (N, V) logits.
+
+    soft_targets: (N,) probabilities of class 1, or (N, V), that take the classes' place in the objective
+    """
     if logits.dim() == 1:
-        return bernoulli_nll(logits, targets, options, reduction)
-    return softmax_nll(logits, targets, options=options, reduction=reduction)
+        return bernoulli_nll(logits, targets if soft_targets is None else soft_targets, options, reduction)
+    return softmax_nll(logits, targets, soft_targets, options, reduction)
 
 
 def as_softmax_logits(logits: Tensor) -> Tensor:

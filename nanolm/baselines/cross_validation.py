@@ -5,6 +5,7 @@ standardised), on the smaller one the temperature is fitted and early stopping l
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,17 +15,17 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from nanolm.baselines.classifier import as_softmax_logits, classification_nll
 from nanolm.baselines.datasets import Dataset
-from nanolm.baselines.learner import EpochSums, Examples, Indices, Learner
+from nanolm.baselines.distillation import distilled_likelihood, fit_teacher, read_teacher
+from nanolm.baselines.learner import EpochSums, Examples, Indices, Learner, loss_options
 from nanolm.calibration import CalibrationMeter, GroupedMeter, fit_temperature_from_logits
 from nanolm.calibration.calibrators import compare_calibrators_over_folds
 from nanolm.calibration.temperature import CalibrationRefused
-from nanolm.config.schema import LossConfig
 from nanolm.config.schema_baseline import BaselineConfig, CrossValidationConfig
 from nanolm.errors import DataError
 from nanolm.evaluation import FittedTemperature, Measurement, prediction_values
 from nanolm.evaluation.sums import UnitSums
 from nanolm.evaluation.temperature import CURVE_RATIOS
-from nanolm.loss import LossOptions
+from nanolm.loss import Distillation
 from nanolm.loss.dense import soft_capped
 from nanolm.seeds import derive_seed
 
@@ -78,23 +79,30 @@ def make_folds(dataset: Dataset, config: CrossValidationConfig, seed: int) -> li
     return found
 
 
-def loss_options(loss: LossConfig) -> LossOptions:
-    """The options of the objective that training minimises."""
-    return LossOptions(
-        label_smoothing=loss.label_smoothing, z_loss=loss.z_loss, softcap=loss.softcap, temperature=loss.temperature
-    )
-
-
 class FoldModel:
     """The learner of one fold, and the temperature that its inner split gives."""
 
     def __init__(self, dataset: Dataset, fold: Fold, config: BaselineConfig, seed: int) -> None:
-        self.fold = fold
+        self.fold, self._distillation = fold, config.loss.distillation
         examples = Examples(dataset, fitted_on=fold.learning)
         self.calibration, self.scored = examples(fold.calibration), examples(fold.scored)
         options = loss_options(config.loss)
         learning = examples(fold.learning)
         self.learner = Learner(config.task, dataset.num_classes, learning, self.calibration, options, seed)
+
+    def learn_from(self, teacher: BaselineConfig, seed: int) -> Learner:
+        """Fit a teacher on what this fold learns from, make its probabilities targets too, and return it."""
+        student = self.learner
+        learning = student.features, student.targets
+        fitted = fit_teacher(teacher, student.num_classes, learning, self.calibration, seed)
+        student.objective = distilled_likelihood(
+            student.targets,
+            student.options,
+            fitted.logits(student.features),
+            fitted.options,
+            Distillation(self._distillation.weight, self._distillation.temperature),
+        )
+        return fitted
 
     def calibration_logits(self) -> torch.Tensor:
         """Logits of the examples of the inner split."""
@@ -113,13 +121,28 @@ class FoldModel:
 class CrossValidation:
     """All folds of all repeats, fitted side by side, so that each epoch has one line of figures for all of them."""
 
-    def __init__(self, dataset: Dataset, config: BaselineConfig) -> None:
-        """Raises DataError where the examples cannot be divided so."""
+    def __init__(
+        self, dataset: Dataset, config: BaselineConfig, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
+        """Fit the teachers, where there is one, all of them before any student begins.
+
+        A teacher's random numbers are those of its own run: with the seed and the folds that it had there, it is the
+        same model again.
+
+        Raises:
+            DataError: the examples cannot be divided so.
+            ConfigError, CheckpointError: the teacher is not what it should be.
+        """
         self.dataset, self.config = dataset, config
         self.models = [
             FoldModel(dataset, fold, config, derive_seed(config.seed, 1, fold.repeat, fold.number))
             for fold in make_folds(dataset, config.cross_validation, config.seed)
         ]
+        self.teacher = teacher = read_teacher(config)
+        if teacher is not None:
+            for done, model in enumerate(self.models, start=1):
+                model.learn_from(teacher, derive_seed(teacher.seed, 1, model.fold.repeat, model.fold.number))
+                progress(done, len(self.models))
         self.scoring = self.models[0].learner.scoring
         self._temperatures: list[float | str] = []
 

@@ -1,6 +1,7 @@
 """One classifier being fitted, epoch by epoch: standardised features, Adam, early stopping where it is asked for."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +13,28 @@ from torch import Tensor
 from nanolm.baselines.classifier import Classifier, classification_nll
 from nanolm.baselines.datasets import Dataset
 from nanolm.calibration import GroupedMeter
+from nanolm.config.schema import LossConfig
 from nanolm.config.schema_baseline import TaskConfig
 from nanolm.errors import NonFiniteError
-from nanolm.loss import LossOptions
+from nanolm.loss import LossOptions, NLLResult
 from nanolm.seeds import derive_seed
 
 Indices = npt.NDArray[np.int64]
+
+# The logits of a batch and the numbers of its examples to their mean objective.
+Objective = Callable[[Tensor, Tensor], NLLResult]
+
+
+def loss_options(loss: LossConfig) -> LossOptions:
+    """The options of the objective that training minimises."""
+    return LossOptions(
+        label_smoothing=loss.label_smoothing, z_loss=loss.z_loss, softcap=loss.softcap, temperature=loss.temperature
+    )
+
+
+def likelihood(targets: Tensor, options: LossOptions) -> Objective:
+    """The mean objective of a batch whose (N,) targets are classes."""
+    return lambda logits, batch: classification_nll(logits, targets[batch], options)
 
 
 class Examples:
@@ -63,7 +80,9 @@ class Learner:
     ) -> None:
         """``validation``: held out from learning; early stopping watches its NLL."""
         self.features, self.targets = learning
+        self.num_classes = num_classes
         self.options = options
+        self.objective = likelihood(self.targets, options)
         self._task, self._validation, self._seed = task, validation, seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, 0))
@@ -97,7 +116,7 @@ class Learner:
 
     def _step(self, batch: Tensor, sums: EpochSums) -> None:
         self._optimizer.zero_grad()
-        result = classification_nll(self.model(self.features[batch]), self.targets[batch], self.options)
+        result = self.objective(self.model(self.features[batch]), batch)
         objective = self.model.penalised(result, self._task.l2)
         if not torch.isfinite(objective):
             raise NonFiniteError(

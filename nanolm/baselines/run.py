@@ -58,7 +58,8 @@ def run_baseline(config: BaselineConfig, run_dir: Path, command: str, write_repo
             console.result(str(run_dir))
             return 0
         dataset = load_dataset(config.task)
-        validation = CrossValidation(dataset, config)
+        with console.progress("fitting teachers", unit="fits") as progress:
+            validation = CrossValidation(dataset, config, progress)
         write_atomically(run_dir / "config.yaml", to_yaml(config))
         with Tracker.open(config, run_dir, 0, console) as tracker:
             _introduce(tracker, dataset, config, command)
@@ -83,6 +84,12 @@ def _introduce(tracker: Tracker, dataset: Dataset, config: BaselineConfig, comma
         f"model: {config.task.model}, fitted {parts.folds * parts.repeats} times ({parts.repeats} x {parts.folds} "
         f"folds) for {config.task.epochs:,} epochs; figures during training are of all fits together"
     )
+    distillation = config.loss.distillation
+    if distillation.teacher is not None:
+        tracker.note(
+            f"teacher: that of {distillation.teacher}, fitted anew on what each model learns from; its share of the "
+            f"objective is {distillation.weight:g}, at a temperature of {distillation.temperature:g}"
+        )
     tracker.note(f"the command of this run: {command}")
 
 
@@ -144,6 +151,7 @@ def _content(
             "class_counts": [int((dataset.labels == label).sum()) for label in range(dataset.num_classes)],
             "examples_seen": trained[1],
         },
+        "teacher": None if validation.teacher is None else flatten(validation.teacher),
         "calibrators": [
             {name: finite(value) if isinstance(value, float) else value for name, value in row.items()}
             for row in validation.compare_calibrators()

@@ -34,6 +34,8 @@ def study_separation(
 ) -> dict[str, Any]:
     """Fit the task's model four ways, each for the same number of steps, and follow what grows.
 
+    It is about maximum likelihood, so a teacher, where there is one, plays no part in it.
+
     A fifth of the examples is scored, a fifth is what early stopping watches, and three fifths are learnt from.
 
     Returns:

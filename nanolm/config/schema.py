@@ -110,6 +110,17 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class DistillationConfig:
+    """A teacher whose softened probabilities are targets too: (1 - weight) * hard + weight * temperature^2 * soft."""
+
+    teacher: str | None = key(
+        "run directory of a trained model; of a language model also one checkpoint (null: no teacher)", text=True
+    )
+    weight: float = key("share of the soft part in the objective", minimum=0, maximum=1)
+    temperature: float = key("both models' logits are divided by this in the soft part", above=0)
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """The training objective; the NLL that is logged and evaluated is never smoothed."""
 
@@ -117,6 +128,7 @@ class LossConfig:
     z_loss: float = key("weight of lse(z)^2", minimum=0)
     softcap: float | None = key("logits are capped to softcap * tanh(u / softcap) (null: off)", above=0)
     temperature: float = key("logits are divided by this in training", above=0)
+    distillation: DistillationConfig = section()
 
 
 @dataclass(frozen=True)

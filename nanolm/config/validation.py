@@ -29,6 +29,7 @@ LOCAL_CORPORA = ("text", "jsonl", "parquet")
 HUB_CORPORA = ("tinystories", "wikitext2", "wikitext103", "fineweb_edu")
 BYTE_ALPHABET = 256
 LONGEST_NAME = 100
+_A_CHECKPOINT = "a run directory such as runs/NAME/TIME, or one of its checkpoints/step-…"
 
 
 def validate(config: Any) -> None:
@@ -214,12 +215,11 @@ def _missing(config: Any) -> Iterator[str]:
         yield f"task.path: {path!r} is {what} a CSV file, seen from {os.getcwd()}{tilde(path)}"
     if data is not None and data.path is not None:
         yield from _missing_corpus(data.path)
-    if checkpoint is not None and not os.path.isdir(checkpoint):
-        what = "a file, not a folder" if os.path.exists(checkpoint) else "no such folder"
-        yield (
-            f"checkpoint: {checkpoint!r} is {what}; give a run directory such as runs/NAME/TIME, "
-            f"or one of its checkpoints/step-…{tilde(checkpoint)}"
-        )
+    if checkpoint is not None:
+        yield from _missing_folder("checkpoint", checkpoint, _A_CHECKPOINT)
+    if isinstance(config, TrainConfig | BaselineConfig) and config.loss.distillation.teacher is not None:
+        expected = _A_CHECKPOINT if isinstance(config, TrainConfig) else "the run directory of a finished baseline"
+        yield from _missing_folder("loss.distillation.teacher", config.loss.distillation.teacher, expected)
     for name, _ in leaves(type(config)):
         value = value_at(config, name)
         if name in ("data.root", "out") and str(value).startswith("~"):
@@ -229,6 +229,12 @@ def _missing(config: Any) -> Iterator[str]:
 
             if not torch.cuda.is_available():
                 yield f"{name}: cuda was asked for, but torch finds no CUDA device here; use {name}=auto or cpu"
+
+
+def _missing_folder(name: str, path: str, expected: str) -> Iterator[str]:
+    if not os.path.isdir(path):
+        what = "a file, not a folder" if os.path.exists(path) else "no such folder"
+        yield f"{name}: {path!r} is {what}; give {expected}{tilde(path)}"
 
 
 def _missing_corpus(path: str) -> Iterator[str]:

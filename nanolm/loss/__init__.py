@@ -6,8 +6,18 @@ errors, so it can be lifted into another project.
 """
 
 from nanolm.loss.dense import bernoulli_nll, softmax_nll
+from nanolm.loss.distillation import Distillation, TeacherTargets, distilled_linear_nll
 from nanolm.loss.fused import linear_nll
 from nanolm.loss.options import LossOptions
 from nanolm.loss.result import NLLResult
 
-__all__ = ["LossOptions", "NLLResult", "bernoulli_nll", "linear_nll", "softmax_nll"]
+__all__ = [
+    "Distillation",
+    "LossOptions",
+    "NLLResult",
+    "TeacherTargets",
+    "bernoulli_nll",
+    "distilled_linear_nll",
+    "linear_nll",
+    "softmax_nll",
+]

@@ -39,8 +39,17 @@ from nanolm.errors import ConfigError
 from nanolm.loss.autograd import Gradients, LinearNLL
 from nanolm.loss.options import LossOptions, Reduction, Statistics, check_choice
 from nanolm.loss.result import NLLResult
-from nanolm.loss.rows import entropy_from_gap, expectation, first_max, moments, multiply, rows_per_chunk
-from nanolm.loss.targets import class_targets, expect_constant, expect_shape
+from nanolm.loss.rows import (
+    entropy_from_gap,
+    expectation,
+    first_max,
+    head_logits,
+    moments,
+    multiply,
+    product_dtype,
+    rows_per_chunk,
+)
+from nanolm.loss.targets import SoftTargets, class_targets, expect_shape, expect_soft_targets
 
 
 def linear_nll(
@@ -48,7 +57,7 @@ def linear_nll(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None = None,
-    soft_targets: Tensor | None = None,
+    soft_targets: Tensor | SoftTargets | None = None,
     options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
     reduction: Reduction = "sum",
     statistics: Statistics = "basic",
@@ -58,7 +67,8 @@ def linear_nll(
     hidden: (N, D) floating point
     weight: (V, D) floating point; bias: (V,) or None
     targets: (N,) int32 or int64 in [0, V), or options.ignore_index
-    soft_targets: (N, V) target distributions, constants, that take the one-hot's place in the objective
+    soft_targets: (N, V) target distributions, constants, that take the one-hot's place in the objective; or an object
+        that gives them chunk by chunk, see SoftTargets
     options, reduction: see LossOptions; "sum", "mean" over valid tokens (0 over none) or "none"
     statistics: "none" leaves objective, nll, valid and count; "basic" adds confidence, correct and, where a gradient is
         formed, entropy; "full" adds entropy in any case, sum_squared_probabilities and logit_variance
@@ -80,7 +90,7 @@ def _linear_nll(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None,
-    soft_targets: Tensor | None,
+    soft_targets: Tensor | SoftTargets | None,
     options: LossOptions,
     reduction: Reduction,
     statistics: Statistics,
@@ -97,27 +107,18 @@ def _linear_nll(
     if bias is not None:
         expect_shape("bias", bias, (num_classes,), "(V,)")
     if soft_targets is not None:
-        expect_shape("soft_targets", soft_targets, (num_tokens, num_classes), "(N, V)")
-        expect_constant("soft_targets", soft_targets)
+        expect_soft_targets(soft_targets, (num_tokens, num_classes))
     indices, mask = class_targets(targets, num_tokens, num_classes, options.ignore_index)
 
     inputs = (hidden, weight, bias)
     graph = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    head = _Head(options, statistics, indices, mask, soft_targets, _product_dtype(hidden, weight), graph)
+    head = _Head(options, statistics, indices, mask, soft_targets, product_dtype(hidden, weight), graph)
     objective, *per_token = LinearNLL.apply(*inputs, head.evaluate, reduction == "none", graph)  # type: ignore[no-untyped-call]
     valid = torch.ones_like(indices, dtype=torch.bool) if mask is None else mask
     count = valid.sum()
     if reduction == "mean":
         objective = objective / count.clamp(min=1)
     return NLLResult(objective, per_token[0], valid, count, *per_token[1:])
-
-
-def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    device = hidden.device.type
-    if dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return dtype
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[None]:
@@ -145,7 +146,7 @@ class _Head:
     statistics: Statistics
     targets: Tensor  # (N,) int64, 0 where ignored
     mask: Tensor | None  # (N,) bool, False where ignored; None where no token is
-    soft_targets: Tensor | None  # (N, V)
+    soft_targets: Tensor | SoftTargets | None  # (N, V)
     product_dtype: torch.dtype
     graph: bool  # whether gradients will be asked for
 
@@ -227,10 +228,11 @@ class _Pass:
         options = self.options
         targets = self.head.targets[rows, None]
         h = self.hidden[rows].to(self.weight.dtype)
-        z = self._logits(h)
+        soft_targets = None if self.head.soft_targets is None else self.head.soft_targets[rows]
+        z = head_logits(h, self.weight, self.bias, options, out=self.workspace[0, : len(h)])
         maximum, first = first_max(z)
         to_target = maximum - z.gather(1, targets)  # m - z_t
-        to_expected = self._to_expected_logit(rows, z, maximum, to_target)  # m - q·z
+        to_expected = self._to_expected_logit(rows, z, maximum, to_target, soft_targets)  # m - q·z
         mean = variance = squares = None
         p = None
         if self.forms_gradients or not self.takes_moments:
@@ -255,7 +257,7 @@ class _Pass:
                 if entropy_gap is not None:
                     entropy = entropy_from_gap(nll, entropy_gap, log_sum, confidence, p.shape[1])
             else:
-                self._add_elementwise_gradients(rows, h, z, p, targets, slope)
+                self._add_elementwise_gradients(rows, h, z, p, targets, soft_targets, slope)
 
         correct = first == targets
         if self.head.mask is not None:
@@ -267,22 +269,13 @@ class _Pass:
             return _PerToken(objective, nll, confidence, correct, entropy)
         return _PerToken(objective, nll, confidence, correct, entropy, squares, variance)
 
-    def _logits(self, h: Tensor) -> Tensor:
-        """z = s / temperature with s = softcap · tanh(u / softcap), u = hWᵀ + b; temperature alone costs no pass."""
-        softcap, temperature = self.options.softcap, self.options.temperature
-        divisor = temperature if softcap is None else softcap
-        z = multiply(h, self.weight.t(), out=self.workspace[0, : len(h)], scale=1 / divisor)
-        if self.bias is not None:
-            z += self.bias / divisor
-        if softcap is not None:
-            z.tanh_().mul_(softcap / temperature)
-        return z
-
-    def _to_expected_logit(self, rows: slice, z: Tensor, maximum: Tensor, to_target: Tensor) -> Tensor:
+    def _to_expected_logit(
+        self, rows: slice, z: Tensor, maximum: Tensor, to_target: Tensor, soft_targets: Tensor | None
+    ) -> Tensor:
         """m - q·z, (C, 1), for the target distribution q."""
         result = to_target
-        if self.head.soft_targets is not None:
-            expected, total = expectation(self.head.soft_targets[rows], z, maximum)
+        if soft_targets is not None:
+            expected, total = expectation(soft_targets, z, maximum)
             result = (1 - total) * maximum - expected
         smoothing = self.options.label_smoothing
         if not smoothing:
@@ -337,16 +330,23 @@ class _Pass:
             self.gradients.bias.sub_(share.sum())
 
     def _add_elementwise_gradients(
-        self, rows: slice, h: Tensor, z: Tensor, p: Tensor, targets: Tensor, slope: Tensor | float
+        self,
+        rows: slice,
+        h: Tensor,
+        z: Tensor,
+        p: Tensor,
+        targets: Tensor,
+        soft_targets: Tensor | None,
+        slope: Tensor | float,
     ) -> None:
         """Gradients from (a p - q) ds/du, formed in place of p and z."""
         smoothing, softcap, scale = self.options.label_smoothing, self.options.softcap, self._scale(rows)
         residual = p
         _scale_in_place(residual, slope)
-        if self.head.soft_targets is None:
+        if soft_targets is None:
             residual.scatter_add_(1, targets, p.new_full((1, 1), smoothing - 1).expand_as(targets))
         else:
-            residual.sub_(self.head.soft_targets[rows], alpha=1 - smoothing)
+            residual.sub_(soft_targets, alpha=1 - smoothing)
         if smoothing:
             residual -= smoothing / p.shape[1]
         if softcap is not None:

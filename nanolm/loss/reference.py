@@ -7,7 +7,7 @@ Notation: θ are a model's parameters, x data, y a class or the probability of c
 ln the natural logarithm; every NLL, entropy and divergence is in nats.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -257,6 +257,41 @@ def softmax_objective(
         logit_variance=_dot(p, (shifted - mean[:, None]) ** 2),
         gradient=gradient * valid[:, None],
     )
+
+
+def distilled_objective(
+    u: ArrayLike,
+    targets: ArrayLike,
+    options: LossOptions,
+    teacher_u: ArrayLike,
+    teacher_options: LossOptions,
+    weight: float,
+    temperature: float,
+) -> Objective:
+    """The objective with a teacher, (1-w)·J + w·τ²·H(p', p), for logits u and teacher_u (N, V); the rest is J's.
+
+    p = softmax(z/τ) and p' = softmax(z'/τ) with z and z' of the student and the teacher by their own options. From
+    H(p', p) = lse(z/τ) - p'·z/τ follows ∂H/∂z = (p - p')/τ, so the soft part adds w·τ·(p - p') to the gradient in z.
+    """
+    u, teacher_u = _array(u), _array(teacher_u)
+    hard = softmax_objective(u, targets, options)
+    z, teacher_z = _logits(u, options), _logits(teacher_u, teacher_options)
+    p, teacher_p = softmax(z / temperature), softmax(teacher_z / temperature)
+    soft = np.array([cross_entropy(q, r) for q, r in zip(teacher_p, p, strict=True)]).reshape(len(u))
+    hyperbolic = np.zeros_like(u) if options.softcap is None else np.tanh(u / options.softcap)
+    slope = (1 - hyperbolic**2) / options.temperature  # ∂z/∂u
+    gradient = (1 - weight) * hard.gradient + weight * temperature * (p - teacher_p) * slope * hard.valid[:, None]
+    return replace(
+        hard,
+        objective=np.where(hard.valid, (1 - weight) * hard.objective + weight * temperature**2 * soft, 0),
+        gradient=gradient,
+    )
+
+
+def _logits(u: Array, options: LossOptions) -> Array:
+    """z = s/T with s = c tanh(u/c)."""
+    s = u if options.softcap is None else options.softcap * np.tanh(u / options.softcap)
+    return s / options.temperature
 
 
 def _dot(weights: Array, values: Array) -> Array:

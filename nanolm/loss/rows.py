@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanolm.loss.options import LossOptions
+
 # A block of the maximum's search; and below this many columns torch's own single-stage search is faster.
 _BLOCK_COLUMNS = 128
 _MIN_COLUMNS_FOR_TWO_STAGES = 256
@@ -108,6 +110,30 @@ def entropy_from_gap(nll: Tensor, gap: Tensor, log_sum: Tensor, confidence: Tens
     doubt = 1 - confidence
     upper = torch.special.entr(doubt).add_(doubt, alpha=1 + math.log(max(1, num_classes - 1)))
     return entropy.clamp_(min=log_sum, max=torch.maximum(upper, log_sum))
+
+
+def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype that hidden states and a head's weight are multiplied in: theirs, or autocast's where it is on."""
+    dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    device = hidden.device.type
+    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return dtype
+
+
+def head_logits(h: Tensor, weight: Tensor, bias: Tensor | None, options: LossOptions, out: Tensor) -> Tensor:
+    """z = s / temperature with s = softcap · tanh(u / softcap), u = hWᵀ + b, written into ``out`` (C, V).
+
+    Temperature alone costs no pass.
+    """
+    softcap, temperature = options.softcap, options.temperature
+    divisor = temperature if softcap is None else softcap
+    z = multiply(h, weight.t(), out=out, scale=1 / divisor)
+    if bias is not None:
+        z += bias / divisor
+    if softcap is not None:
+        z.tanh_().mul_(softcap / temperature)
+    return z
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor, *, scale: float = 1.0, accumulate: bool = False) -> Tensor:

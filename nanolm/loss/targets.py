@@ -4,12 +4,25 @@ On CUDA a look at the values would make the CPU wait for the GPU in every step; 
 CUDA's own asynchronous assertion.
 """
 
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
 from nanolm.errors import ConfigError
+
+
+class SoftTargets(Protocol):
+    """(N, V) target distributions that are formed when a chunk of them is needed, and need not exist together."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, V)"""
+        ...
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """(C, V) distributions of these tokens: constants, and the same whenever they are asked for."""
+        ...
 
 
 def expect_shape(name: str, tensor: Tensor, shape: tuple[int, ...], symbols: str) -> None:
@@ -24,6 +37,15 @@ def expect_constant(name: str, tensor: Tensor) -> None:
     """Raise ConfigError where a gradient is wanted for a tensor that the losses take as a constant."""
     if torch.is_grad_enabled() and tensor.requires_grad:
         raise ConfigError(f"{name}: expected a constant, found requires_grad=True; pass {name}.detach()")
+
+
+def expect_soft_targets(soft_targets: Tensor | SoftTargets, shape: tuple[int, int]) -> None:
+    """Raise ConfigError unless ``soft_targets`` are constants of ``shape`` (N, V)."""
+    if isinstance(soft_targets, Tensor):
+        expect_shape("soft_targets", soft_targets, shape, "(N, V)")
+        expect_constant("soft_targets", soft_targets)
+    elif tuple(soft_targets.shape) != shape:
+        raise ConfigError(f"soft_targets: expected shape (N, V) = {shape}, found {tuple(soft_targets.shape)}")
 
 
 def class_targets(

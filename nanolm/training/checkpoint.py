@@ -53,10 +53,12 @@ def save_checkpoint(
     tokenizer: Tokenizer,
     corpus_fingerprint: str,
     calibration: dict[str, Any] | None = None,
+    teacher: str | None = None,
 ) -> Path:
     """Publish the state after its last completed step; returns the checkpoint's folder.
 
-    ``calibration`` is the content of ``calibration.json`` where the temperature was fitted.
+    ``calibration`` is the content of ``calibration.json`` where the temperature was fitted; ``teacher`` the SHA-256 of
+    the weights that the run learns from, where there is a teacher.
 
     Raises:
         OSError: the disk is full or failing; checkpoints that were there before are untouched.
@@ -76,6 +78,7 @@ def save_checkpoint(
             "step": state.step,
             "tokens": state.tokens,
             "corpus": corpus_fingerprint,
+            "teacher": teacher,
             "files": file_table(folder),
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -223,26 +226,26 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest, config, tokenizer)
 
 
-def find_checkpoint(path: str | Path | None) -> Checkpoint:
+def find_checkpoint(path: str | Path | None, key: str = "checkpoint") -> Checkpoint:
     """What a user means by ``checkpoint=PATH``: one checkpoint folder, or a run whose newest valid one is taken.
+
+    ``key`` is what an error calls it.
 
     Raises:
         CheckpointError: nothing was given, there is nothing, or nothing valid, at the path.
     """
     if path is None:
-        raise CheckpointError("checkpoint: give a run directory or a checkpoint, as checkpoint=runs/NAME/TIME")
+        raise CheckpointError(f"{key}: give a run directory or a checkpoint, as {key}=runs/NAME/TIME")
     path = Path(path)
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing"
-        raise CheckpointError(
-            f"checkpoint={path}: expected a run directory or a checkpoint folder, found {found} there"
-        )
+        raise CheckpointError(f"{key}={path}: expected a run directory or a checkpoint folder, found {found} there")
     if (path / MANIFEST).exists():
         return open_checkpoint(path)
     checkpoint = newest_checkpoint(path)
     if checkpoint is None:
         raise CheckpointError(
-            f"checkpoint={path}: expected a run directory with checkpoints/step-*/ in it, or one such folder; "
+            f"{key}={path}: expected a run directory with checkpoints/step-*/ in it, or one such folder; "
             "found neither there. A run publishes its first checkpoint after trainer.checkpoint_every steps."
         )
     return checkpoint

@@ -18,12 +18,15 @@ from nanolm.data import Loader
 from nanolm.device import Compute
 from nanolm.errors import ConfigError, NonFiniteError
 from nanolm.evaluation import Evaluation
-from nanolm.loss import LossOptions, NLLResult, linear_nll
+from nanolm.loss import LossOptions, NLLResult
 from nanolm.optim import learning_rate_factor
 from nanolm.seeds import derive_seed
 from nanolm.tracking import Scalar, Throughput, Tracker
 from nanolm.training.state import TrainingState
 from nanolm.training.stop import StopSignal
+
+# Inputs (B, T), hidden states (B, T, D), the head's weight (V, D) and targets (B, T) to their summed objective.
+Objective = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], NLLResult]
 
 MAX_SKIPPED_IN_A_ROW = 10
 
@@ -45,16 +48,24 @@ class TrainingLoop:
         config: the run's configuration.
         compute: device and precision; the model is there already.
         peak_flops: what MFU is a share of.
+        objective: what is minimised; see ``nanolm.training.objective``.
     """
 
     def __init__(
-        self, state: TrainingState, loader: Loader, config: TrainConfig, compute: Compute, peak_flops: float
+        self,
+        state: TrainingState,
+        loader: Loader,
+        config: TrainConfig,
+        compute: Compute,
+        peak_flops: float,
+        objective: Objective,
     ) -> None:
         self.state = state
         self.loader = loader
         self.config = config
         self.compute = compute
         self.options = loss_options(config)
+        self.objective = objective
         self.stop = StopSignal()
         self.forward: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(state.model) if _wants_compile(config.trainer, compute) else state.model
@@ -164,15 +175,9 @@ class TrainingLoop:
         }
 
     def _forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> NLLResult:
-        device = self.compute.device
+        inputs, targets = (tokens.to(self.compute.device, non_blocking=True) for tokens in (inputs, targets))
         with self.compute.autocast():
-            hidden = self.forward(inputs.to(device, non_blocking=True))
-            return linear_nll(
-                hidden.flatten(0, 1),
-                self.state.model.head_weight,
-                targets.to(device, non_blocking=True).flatten(),
-                options=self.options,
-            )
+            return self.objective(inputs, self.forward(inputs), self.state.model.head_weight, targets)
 
     def _skip(self) -> None:
         self.state.skipped_steps += 1

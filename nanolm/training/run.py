@@ -33,6 +33,7 @@ from nanolm.sampling import encode_prompt, sample, with_temperature
 from nanolm.tracking import Console, Tracker
 from nanolm.training.checkpoint import checkpoint_path, newest_checkpoint, prune_checkpoints, save_checkpoint
 from nanolm.training.loop import TrainingLoop, loss_options, run_progress
+from nanolm.training.objective import Likelihood, check_same_teacher, open_objective
 from nanolm.training.state import TrainingState
 from nanolm.training.stop import StopRequested
 
@@ -49,6 +50,7 @@ CHANGEABLE = (
     "name",
     "data.root",
     "data.path",
+    "loss.distillation.teacher",  # the path; the weights are compared with those that the checkpoints name
     "trainer.max_steps",
     "trainer.max_seconds",
     "trainer.checkpoint_every",
@@ -94,7 +96,8 @@ def train(
         corpus = _open_corpus(config, console)
         config = _with_possible_prompt(config, corpus, console)
         loader = Loader(corpus.splits["train"], trainer.sequence_length, trainer.batch_size, config.seed)
-        state = _build_state(config, run_dir, corpus, compute)
+        objective = open_objective(config, run_dir, corpus.tokenizer, compute)
+        state = _build_state(config, run_dir, corpus, compute, objective)
 
         begun = (run_dir / "config.yaml").exists()
         logged_step = state.step - bool(state.unlogged) if begun else None
@@ -102,9 +105,9 @@ def train(
         write_atomically(run_dir / "config.yaml", to_yaml(config))
         (run_dir / EVALUATION).unlink(missing_ok=True)
         with Tracker.open(config, run_dir, logged_step, console) as tracker:
-            run = _Run(config, run_dir, corpus, state, compute, tracker)
+            run = _Run(config, run_dir, corpus, state, compute, tracker, objective)
             run.introduce(command)
-            loop = TrainingLoop(state, loader, config, compute, measure_peak_flops(compute))
+            loop = TrainingLoop(state, loader, config, compute, measure_peak_flops(compute), objective)
             exit_code = run.train_and_finish(loop, write_report, write_split_report)
         console.result(str(run_dir))
         return exit_code
@@ -120,6 +123,7 @@ class _Run:
     state: TrainingState
     compute: Compute
     tracker: Tracker
+    objective: Likelihood
     calibration: FittedTemperature | str | None = None
     """Known once the last step is done: the fitted temperature, or the reason why there is none."""
 
@@ -134,6 +138,8 @@ class _Run:
             f"to train on, vocabulary of {self.corpus.tokenizer.vocab_size:,}"
         )
         note(f"model: {config.model.name}, {self.state.model.num_parameters():,} parameters, on {self.compute}")
+        for about_teacher in self.objective.notes:
+            note(about_teacher)
         note(f"length: {' or '.join(limits)} of {trainer.batch_size * trainer.sequence_length:,} tokens")
         if self.state.step:
             note(f"continuing after step {self.state.step:,}")
@@ -232,6 +238,7 @@ class _Run:
             self.corpus.tokenizer,
             self.corpus.fingerprint,
             self.calibration_json(),
+            self.objective.teacher,
         )
         prune_checkpoints(self.run_dir, self.config.trainer.keep_checkpoints)
 
@@ -324,7 +331,9 @@ def _with_possible_prompt(config: TrainConfig, corpus: PreparedCorpus, console: 
     return config
 
 
-def _build_state(config: TrainConfig, run_dir: Path, corpus: PreparedCorpus, compute: Compute) -> TrainingState:
+def _build_state(
+    config: TrainConfig, run_dir: Path, corpus: PreparedCorpus, compute: Compute, objective: Likelihood
+) -> TrainingState:
     """A new state, or that of the newest valid checkpoint of the run directory."""
     torch.manual_seed(config.seed)
     model = GPT(config.model, corpus.tokenizer.vocab_size).to(compute.device)
@@ -338,5 +347,6 @@ def _build_state(config: TrainConfig, run_dir: Path, corpus: PreparedCorpus, com
             f"{checkpoint.manifest.get('corpus')} there, {corpus.fingerprint} now). Restore the text, or start in "
             "another hydra.run.dir."
         )
+    check_same_teacher(checkpoint, objective)
     checkpoint.load_state(state)
     return state

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nanolm.config import load
+from nanolm.config import from_yaml, load, to_yaml
 from nanolm.errors import ConfigError
 
 
@@ -93,6 +93,31 @@ def test_a_checkpoint_has_to_be_a_folder(tmp_path: Path) -> None:
     assert "a file, not a folder" in problem("sample", f"checkpoint={tmp_path / 'file'}")
     assert "found an empty text" in problem("sample", "checkpoint=")
     assert load("sample", [f"checkpoint={tmp_path}"]).checkpoint == str(tmp_path)
+
+
+@pytest.mark.parametrize("script", ["train", "baseline"])
+def test_a_teacher_has_to_be_a_folder(script: str, tmp_path: Path) -> None:
+    key = "loss.distillation.teacher"
+    (tmp_path / "file").write_text("x")
+    assert f"{key}: 'runs/nowhere' is no such folder; give" in problem(script, f"{key}=runs/nowhere")
+    assert f"{key}: '' is no such folder" in problem(script, f"{key}=")
+    assert "a file, not a folder" in problem(script, f"{key}={tmp_path / 'file'}")
+    assert "write $HOME" in problem(script, f"{key}=~/runs")
+    odd = tmp_path / "a run (1), b=c"
+    odd.mkdir()
+    assert load(script, [f"{key}={odd}"]).loss.distillation.teacher == str(odd)
+    assert load(script, [f"{key}=null"]).loss.distillation.teacher is None
+
+
+@pytest.mark.parametrize("script", ["train", "baseline"])
+def test_a_section_within_a_section_is_checked_like_any_other(script: str) -> None:
+    assert "loss.distillation.weight: expected a number >= 0 and <= 1" in problem(script, "loss.distillation.weight=2")
+    assert "loss.distillation.temperature: expected a number > 0" in problem(script, "loss.distillation.temperature=0")
+    assert "did you mean loss.distillation.teacher" in problem(script, "loss.distillation.techer=x")
+    assert "loss.distillation: " in problem(script, "loss.distillation=null")
+    config = load(script, ["loss.distillation.weight=1", "loss.distillation.temperature=4"])
+    assert (config.loss.distillation.weight, config.loss.distillation.temperature) == (1.0, 4.0)
+    assert from_yaml(to_yaml(config), type(config)) == config
 
 
 def test_another_corpus_for_evaluation_has_to_be_chosen_before_its_keys_are_set(tmp_path: Path) -> None:

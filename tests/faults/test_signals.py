@@ -57,8 +57,8 @@ def after_calls(function, calls, number):
 
 PLACES = [
     ("start of a step", "nanolm.training.loop.learning_rate_factor", 3, signal.SIGINT),
-    ("forward", "nanolm.training.loop.linear_nll", 5, signal.SIGTERM),  # the first micro-batch of step 2
-    ("accumulation", "nanolm.training.loop.linear_nll", 6, signal.SIGINT),  # and its second
+    ("forward", "nanolm.training.objective.linear_nll", 5, signal.SIGTERM),  # the first micro-batch of step 2
+    ("accumulation", "nanolm.training.objective.linear_nll", 6, signal.SIGINT),  # and its second
     ("save", "nanolm.training.checkpoint.file_table", 1, signal.SIGTERM),
 ]
 
