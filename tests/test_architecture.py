@@ -17,6 +17,7 @@ ROOMS = [
     {"optim", "calibration"},
     {"evaluation", "sampling"},
     {"training", "baselines"},
+    {"first_principles"},
     {"report"},
     {"inference"},
 ]

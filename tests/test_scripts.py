@@ -135,7 +135,7 @@ def test_tokenize_prints_the_folder(tmp_path, corpus_file):
     assert {"manifest.json", "tokenizer.json"} <= set(os.listdir(folder))
 
 
-@pytest.mark.parametrize("script", ["train", "tokenize", "evaluate", "sample"])
+@pytest.mark.parametrize("script", ["train", "tokenize", "evaluate", "sample", "first_principles"])
 def test_help_needs_no_torch(script, tmp_path):
     code, out, err = call(script, "--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
     assert code == 0

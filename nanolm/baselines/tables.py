@@ -1,9 +1,9 @@
 """What a person reads of a baseline's ``evaluation.json``, on a terminal and on the page."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from nanolm.evaluation import MEANINGS as OF_LANGUAGE_MODELS
+from nanolm.tracking.tables import aligned
 
 MEANINGS = {name: meaning for name, meaning in OF_LANGUAGE_MODELS.items() if name != "bits_per_byte"} | {
     "nll": "nats per prediction, never smoothed",
@@ -96,19 +96,6 @@ def separation_table(content: dict[str, Any]) -> str:
         f"{found['num_scored']:,} others):"
     )
     return aligned(about, separation_rows(content))
-
-
-def aligned(title: str, rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell: the first and a note to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [title]
-    for row in rows:
-        cells = [
-            cell.ljust(width) if place == 0 or rows[0][place] == "note" else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(("  " + "  ".join(cells)).rstrip())
-    return "\n".join(lines)
 
 
 def _cell(value: float | None) -> str:

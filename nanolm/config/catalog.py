@@ -9,6 +9,7 @@ import yaml
 
 from nanolm.config.schema import EvaluateScriptConfig, SampleScriptConfig, TokenizeConfig, TrainConfig
 from nanolm.config.schema_baseline import BaselineConfig
+from nanolm.config.schema_first_principles import FirstPrinciplesConfig
 from nanolm.errors import ConfigError
 
 
@@ -89,6 +90,21 @@ SCRIPTS = {
                 ("checkpoint=RUN prompt=- < prompt.txt", "a prompt from standard input"),
                 ("checkpoint=RUN temperature=fitted num_samples=3 seed=7", "at the temperature fitted for calibration"),
             ),
+        ),
+        Script(
+            "first_principles",
+            FirstPrinciplesConfig,
+            "Walks from the probability of a dataset to the training of a language model in a few seconds, and "
+            "computes every identity on the way: prints it, and leaves one page of figures, "
+            "runs/first-principles/<time>/first_principles.html.",
+            (
+                ("", "the whole path; the sentence is scored by a character bigram"),
+                (
+                    "checkpoint=RUN sentence='My fellow citizens, the state of the Union is strong.'",
+                    "the surprisal of each token under a trained model",
+                ),
+            ),
+            has_run_directory=True,
         ),
         Script(
             "baseline",

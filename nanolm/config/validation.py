@@ -24,6 +24,7 @@ from nanolm.config.schema import (
     value_at,
 )
 from nanolm.config.schema_baseline import BaselineConfig, TaskConfig
+from nanolm.config.schema_first_principles import FirstPrinciplesConfig
 
 LOCAL_CORPORA = ("text", "jsonl", "parquet")
 HUB_CORPORA = ("tinystories", "wikitext2", "wikitext103", "fineweb_edu")
@@ -74,6 +75,11 @@ def _contradictions(config: Any) -> Iterator[str]:
     if isinstance(config, BaselineConfig):
         yield from _name(config.name)
         yield from _task(config.task)
+    if isinstance(config, FirstPrinciplesConfig):
+        yield from _name(config.name)
+        least = "one character" if config.checkpoint else "two characters (the bigram takes the first as given)"
+        if len(config.sentence) < (1 if config.checkpoint else 2):
+            yield f"sentence: expected at least {least}, found {config.sentence!r}"
     if isinstance(getattr(config, "data", None), DataConfig):
         yield from _data(config.data)
     if isinstance(getattr(config, "tokenizer", None), TokenizerConfig):

@@ -15,7 +15,7 @@ TRAIN, VAL = "#8fa3bf", "#c2410c"
 
 def training_curve(metrics: Sequence[dict[str, Any]], unit: str = "token") -> Markup:
     """Training NLL of every step, its running mean, and val NLL, against tokens seen (or another unit)."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     tokens = np.array([line["tokens"] for line in metrics], dtype=float)
     nll = np.array([line["train/nll"] for line in metrics], dtype=float)
     axes.plot(tokens, nll, color=TRAIN, alpha=0.35, linewidth=0.8)
@@ -33,7 +33,7 @@ def document_scatter(
     bits_per_byte: npt.NDArray[np.float64], num_bytes: npt.NDArray[np.int64], whole: float | None
 ) -> Markup:
     """Bits per byte of each document against its length, with the figure of the whole split where it has one."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.scatter(num_bytes, bits_per_byte, s=14, color=VAL, alpha=0.6, linewidths=0)
     if whole is not None:
         axes.axhline(whole, color=TRAIN, linewidth=1.5, label=f"whole split: {whole:.3f}")
@@ -75,7 +75,7 @@ def temperature_curve(
     curve: dict[str, list[float]], fitted: float, points: dict[float, float], unit: str = "token"
 ) -> Markup:
     """NLL against T on the calibration split, its optimum, and ``points`` of T and NLL on the scored split."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.plot(curve["temperature"], curve["nll"], color=TRAIN, linewidth=1.8, label="calibration split (a part of it)")
     axes.axvline(fitted, color=TRAIN, linestyle=":", label=f"fitted: T = {fitted:.4g}")
     axes.plot(list(points), list(points.values()), "o", color=VAL, label="the split scored here")
@@ -88,7 +88,7 @@ def temperature_curve(
 
 def slice_figure(slices: Sequence[dict[str, Any]], xlabel: str) -> Markup:
     """ECE and entropy gap of groups of tokens."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     place = np.arange(len(slices))
     for offset, name, color, label in ((-0.2, "ece", TRAIN, "ECE"), (0.2, "entropy_gap", VAL, "entropy gap (nats)")):
         values = np.array([group.get(name) or 0.0 for group in slices], dtype=float)
@@ -111,7 +111,8 @@ def running_mean(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.
     return means
 
 
-def _figure() -> tuple[Figure, Any]:
+def new_figure() -> tuple[Figure, Any]:
+    """A figure of the pages' size and its axes."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

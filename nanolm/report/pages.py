@@ -89,16 +89,22 @@ def write_page(
         meanings: the figures of its table.
         content: what the template names, ``evaluation`` (the content of ``evaluation.json``) among it.
     """
+    render(
+        path,
+        template,
+        **{"curve": None, "samples": None, "config": None}
+        | _calibration_figures(content["evaluation"], unit)
+        | {"rows": [row for row in meanings.items() if row[0] in content["evaluation"]], "interval_text": interval_text}
+        | content,
+    )
+
+
+def render(path: Path, template: str, **content: Any) -> None:
+    """Write any page: ``content`` is what its template names; what is no ``Markup`` is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("nanolm.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    page = environment.get_template(template).render(
-        {"curve": None, "samples": None, "config": None}
-        | _calibration_figures(content["evaluation"], unit)
-        | {"rows": [row for row in meanings.items() if row[0] in content["evaluation"]], "interval_text": interval_text}
-        | content
-    )
-    write_atomically(path, page + "\n")
+    write_atomically(path, environment.get_template(template).render(content) + "\n")
