@@ -94,13 +94,13 @@ SCRIPTS = {
         Script(
             "first_principles",
             FirstPrinciplesConfig,
-            "Walks from the probability of a dataset to the training of a language model in a few seconds, and "
-            "computes every identity on the way: prints it, and leaves one page of figures, "
-            "runs/first-principles/<time>/first_principles.html.",
+            "Walks from the probability of a dataset to the training of a language model in a few seconds, computes "
+            "and prints every identity on the way, and leaves one page of figures, first_principles.html, in "
+            "runs/<name>/<time>/. An identity that does not hold makes the exit code 1.",
             (
                 ("", "the whole path; the sentence is scored by a character bigram"),
                 (
-                    "checkpoint=RUN sentence='My fellow citizens, the state of the Union is strong.'",
+                    "checkpoint=RUN sentence='The state of the Union is strong.'",
                     "the surprisal of each token under a trained model",
                 ),
             ),

@@ -77,9 +77,7 @@ def _contradictions(config: Any) -> Iterator[str]:
         yield from _task(config.task)
     if isinstance(config, FirstPrinciplesConfig):
         yield from _name(config.name)
-        least = "one character" if config.checkpoint else "two characters (the bigram takes the first as given)"
-        if len(config.sentence) < (1 if config.checkpoint else 2):
-            yield f"sentence: expected at least {least}, found {config.sentence!r}"
+        yield from _sentence(config)
     if isinstance(getattr(config, "data", None), DataConfig):
         yield from _data(config.data)
     if isinstance(getattr(config, "tokenizer", None), TokenizerConfig):
@@ -95,6 +93,14 @@ def _name(name: str) -> Iterator[str]:
             f"name: expected a folder's name of 1 to {LONGEST_NAME} printable characters without slashes, "
             f"found {name[: LONGEST_NAME + 20]!r}; runs land in runs/<name>/, or anywhere with hydra.run.dir=PATH"
         )
+
+
+def _sentence(config: FirstPrinciplesConfig) -> Iterator[str]:
+    least = "one character" if config.checkpoint else "two characters (the bigram takes the first as given)"
+    if len(config.sentence) < (1 if config.checkpoint else 2):
+        yield f"sentence: expected at least {least}, found {config.sentence!r}"
+    if any("\ud800" <= character <= "\udfff" for character in config.sentence):
+        yield f"sentence: expected text in UTF-8, found {config.sentence!r}"
 
 
 def _data(data: DataConfig) -> Iterator[str]:

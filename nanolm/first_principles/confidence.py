@@ -94,7 +94,7 @@ def logits_without_end(num_steps: int = 1000, rate: float = 1.0) -> Step:
         ),
         plot=Plot(
             "steps",
-            "gap between the right logit and the others",
+            "gap g",
             (
                 Curve("one-hot target", steps.tolist(), gaps[0.0].tolist()),
                 Curve(f"label smoothing {EPSILON:g}", steps.tolist(), gaps[EPSILON].tolist()),

@@ -56,7 +56,7 @@ def chain_rule(scored: ScoredSentence) -> Step:
     logs = np.array(scored.log_probabilities)
     total = np.cumsum(-logs)
     rows = [
-        (str(place), token, figure(math.exp(log)), f"{-log:.3f}", f"{so_far:.3f}")
+        (str(place), token, figure(math.exp(log)), f"{-log:z.3f}", f"{so_far:z.3f}")
         for place, (token, log, so_far) in enumerate(zip(scored.tokens, logs, total, strict=True), 1)
     ]
     # The product of as many as a float64 holds, twenty at most.
@@ -111,10 +111,10 @@ def perplexity(scored: ScoredSentence) -> Step:
             ),
             (
                 "the sentence above",
-                f"{mean:.4f}",
+                f"{mean:z.4f}",
                 f"{exact.perplexity(logs):,.2f}",
-                f"{mean / math.log(2):.3f}",
-                f"{bits_per_byte:.3f}",
+                f"{mean / math.log(2):z.3f}",
+                f"{bits_per_byte:z.3f}",
             ),
         ),
         identities=(

@@ -33,9 +33,12 @@ def run_first_principles(config: FirstPrinciplesConfig, run_dir: Path, write_pag
         The exit code: 0, or 1 where an identity does not hold on this machine.
 
     Raises:
-        NanolmError: the checkpoint or the sentence will not do.
+        NanolmError: the checkpoint, the sentence or the run directory will not do.
     """
     with lock(run_dir / ".lock", ConfigError, purpose="writing the first principles"):
+        path = run_dir / "config.yaml"
+        if path.exists() and path.read_text(encoding="utf-8") != to_yaml(config):
+            raise ConfigError(f"{run_dir}: this directory holds another run; give another hydra.run.dir")
         scored = score_sentence(config)
         console = Console()
         steps: list[tuple[str, Step]] = []
@@ -44,7 +47,7 @@ def run_first_principles(config: FirstPrinciplesConfig, run_dir: Path, write_pag
                 console.result(f"{part.upper()}\n")
             console.result(text(number, step))
             steps.append((part, step))
-        write_atomically(run_dir / "config.yaml", to_yaml(config))
+        write_atomically(path, to_yaml(config))
         write_page(run_dir / PAGE, config, steps)
     identities = [identity for _, step in steps for identity in step.identities]
     broken = [identity for identity in identities if not identity.holds]

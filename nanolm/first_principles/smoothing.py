@@ -169,7 +169,7 @@ def _calibration_table(measured: dict[str, dict[str, float]]) -> tuple[tuple[str
     names = ("nll", "accuracy", "confidence", "ece", "entropy_gap")
     return (
         ("probabilities", "NLL", "accuracy", "confidence", "ECE", "entropy gap"),
-        *((name, *(f"{found[key]:.4f}" for key in names)) for name, found in measured.items()),
+        *((name, *(f"{found[key]:z.4f}" for key in names)) for name, found in measured.items()),
     )
 
 

@@ -26,7 +26,7 @@ def stable_binary() -> Step:
         title="From logits it is stable, from probabilities it breaks",
         formula="-ln(1 - σ(z)) = max(z, 0) + ln(1 + exp(-|z|))",
         about="The label is 0 and the model says ŷ = σ(z); label 1 and ŷ near 0 is its mirror image. In float32, ŷ "
-        f"is rounded to 1 above z = {25 * math.log(2):.1f} and -ln(1 - ŷ) is infinite. Clipping ŷ at {CLIP:g} makes "
+        f"is rounded to 1 above z = {24 * math.log(2):.1f} and -ln(1 - ŷ) is infinite. Clipping ŷ at {CLIP:g} makes "
         f"it {-math.log(CLIP):.1f} for every worse mistake, with a gradient of 0: the worst mistakes teach nothing. "
         f"(And that takes float64: in float32, 1 - {CLIP:g} is 1, and the clip does nothing.) From the logit it is "
         "exact.",

@@ -69,6 +69,7 @@ def draw(plot: Plot) -> Markup:
     if all(isinstance(x, int) for curve in plot.curves for x in curve.x) and not plot.xlog:
         axes.xaxis.get_major_locator().set_params(integer=True)
     if 0 < len(plot.names) <= MOST_NAMES and all(name.isascii() for name in plot.names):
-        axes.set_xticks(plot.curves[0].x, plot.names, rotation=90, fontsize=8, parse_math=False)
+        rotation = 0 if max(map(len, plot.names)) <= 3 else 90
+        axes.set_xticks(plot.curves[0].x, plot.names, rotation=rotation, fontsize=7, parse_math=False)
     figure.legend(loc="outside upper left", ncols=2, frameon=False)
     return figures.svg(figure)
