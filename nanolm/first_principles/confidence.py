@@ -32,7 +32,7 @@ def overconfidence() -> Step:
         "without bound. For a model that is right with probability a, the best confidence is a: on fresh data the "
         "NLL punishes overconfidence. On its own training data, where it is always right, nothing does.",
         table=(
-            ("confidence", "loss if right", "loss if wrong", *(f"expected at accuracy {a:g}" for a in accuracies)),
+            ("confidence", "loss if right", "loss if wrong", *(f"expected, a = {a:g}" for a in accuracies)),
             *(
                 (
                     f"{c:g}",

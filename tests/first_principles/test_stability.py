@@ -7,6 +7,7 @@ import scipy.special
 import torch
 
 from nanolm.first_principles import stability
+from nanolm.loss import reference as exact
 
 
 def test_from_probabilities_a_mistake_is_infinite_or_clipped(column, assert_all_hold):
@@ -41,6 +42,9 @@ def test_a_shift_alone_is_not_enough(column, assert_all_hold):
     assert -scipy.special.log_softmax(logits)[1] == pytest.approx(1000)
     with np.errstate(divide="ignore"):
         assert np.log(scipy.special.softmax(logits))[1] == -np.inf
+        assert np.log(exact.softmax([0.0, -746.0]))[1] == -np.inf
+    assert np.isfinite(np.log(exact.softmax([0.0, -745.0]))[1])
+    assert exact.multiclass_nll([1], [[0.0, -746.0]]) == 746
 
 
 def test_each_curve_ends_where_its_exponential_does():
