@@ -96,7 +96,7 @@ def perplexity(scored: ScoredSentence) -> Step:
     logs = np.array(scored.log_probabilities)
     mean = exact.average_token_nll(logs)
     bits_per_byte = exact.sequence_nll(logs) / math.log(2) / max(scored.num_bytes, 1)
-    grid = np.linspace(0, 6, 61)
+    grid = np.linspace(0, max(6.0, mean + 1), 61)
     return Step(
         title="Perplexity: an NLL as a number of choices",
         formula="PPL = exp(-1/n Σ ln p(xₜ | …)) = (Π p)^(-1/n)",
@@ -118,7 +118,10 @@ def perplexity(scored: ScoredSentence) -> Step:
             ),
         ),
         identities=(
-            *(Identity(f"uniform over {k:,}", math.exp(nll), k, 1e-9) for k, nll in zip(kinds, uniform, strict=True)),
+            *(
+                Identity(f"exp(NLL), uniform over {k:,}", math.exp(nll), k, 1e-9)
+                for k, nll in zip(kinds, uniform, strict=True)
+            ),
             Identity(
                 "the sentence's PPL = exp of its mean NLL = (Π p)^(-1/n)",
                 exact.perplexity(logs),
