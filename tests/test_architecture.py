@@ -17,6 +17,7 @@ ROOMS = [
     {"optim", "calibration"},
     {"evaluation", "sampling"},
     {"training", "baselines", "comparison"},
+    {"first_principles"},
     {"report"},
     {"inference"},
 ]

@@ -127,6 +127,21 @@ def test_sample_reads_a_prompt_from_standard_input(trained):
     assert process.stdout.decode().startswith("two\nlines é")
 
 
+def test_first_principles_score_a_sentence_under_a_trained_model(trained):
+    folder, run_dir, *_ = trained
+    sentence = "our <b>Union</b>"
+    code, out, err = call("first_principles", f"checkpoint={run_dir}", f"sentence={sentence}", cwd=folder)
+    assert code == 0, err
+    assert "UserWarning" not in err
+    page = folder / out.splitlines()[-1]
+    assert page.parent.parent == folder / "runs" / "first-principles"
+    assert {"first_principles.html", "config.yaml", "first_principles.log"} <= set(os.listdir(page.parent))
+    text = page.read_text(encoding="utf-8")
+    assert "our &lt;b&gt;Union&lt;/b&gt;" in text
+    assert "<b>Union" not in text
+    assert "after step 4" in text
+
+
 def test_tokenize_prints_the_folder(tmp_path, corpus_file):
     code, out, err = call("tokenize", "data=jsonl", f"data.path={corpus_file}", "tokenizer=char", cwd=tmp_path)
     assert code == 0, err
@@ -135,7 +150,7 @@ def test_tokenize_prints_the_folder(tmp_path, corpus_file):
     assert {"manifest.json", "tokenizer.json"} <= set(os.listdir(folder))
 
 
-@pytest.mark.parametrize("script", ["train", "tokenize", "evaluate", "sample"])
+@pytest.mark.parametrize("script", ["train", "tokenize", "evaluate", "sample", "first_principles"])
 def test_help_needs_no_torch(script, tmp_path):
     code, out, err = call(script, "--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
     assert code == 0
@@ -216,6 +231,7 @@ BAD_INPUT = [
     ("evaluate", [], ["checkpoint"]),
     ("sample", ["checkpoint=."], ["checkpoint"]),
     ("sample", ["checkpoint=no where"], ["no where"]),
+    ("first_principles", ["checkpoint=no where"], ["no where"]),
 ]
 
 

@@ -10,6 +10,7 @@ import yaml
 from nanolm.config.schema import EvaluateScriptConfig, SampleScriptConfig, TokenizeConfig, TrainConfig
 from nanolm.config.schema_baseline import BaselineConfig
 from nanolm.config.schema_compare import CompareConfig
+from nanolm.config.schema_first_principles import FirstPrinciplesConfig
 from nanolm.errors import ConfigError
 
 
@@ -91,6 +92,21 @@ SCRIPTS = {
                 ("checkpoint=RUN prompt=- < prompt.txt", "a prompt from standard input"),
                 ("checkpoint=RUN temperature=fitted num_samples=3 seed=7", "at the temperature fitted for calibration"),
             ),
+        ),
+        Script(
+            "first_principles",
+            FirstPrinciplesConfig,
+            "Walks from the probability of a dataset to the training of a language model in a few seconds, computes "
+            "and prints every identity on the way, and leaves one page of figures, first_principles.html, in "
+            "runs/<name>/<time>/. An identity that does not hold makes the exit code 1.",
+            (
+                ("", "the whole path; the sentence is scored by a character bigram"),
+                (
+                    "checkpoint=RUN sentence='The state of the Union is strong.'",
+                    "the surprisal of each token under a trained model",
+                ),
+            ),
+            has_run_directory=True,
         ),
         Script(
             "baseline",

@@ -24,6 +24,7 @@ from nanolm.config.schema import (
     value_at,
 )
 from nanolm.config.schema_baseline import BaselineConfig, TaskConfig
+from nanolm.config.schema_first_principles import FirstPrinciplesConfig
 
 LOCAL_CORPORA = ("text", "jsonl", "parquet")
 HUB_CORPORA = ("tinystories", "wikitext2", "wikitext103", "fineweb_edu")
@@ -81,6 +82,9 @@ def _contradictions(config: Any) -> Iterator[str]:
     if isinstance(config, BaselineConfig):
         yield from _name(config.name)
         yield from _task(config.task)
+    if isinstance(config, FirstPrinciplesConfig):
+        yield from _name(config.name)
+        yield from _sentence(config)
     if isinstance(getattr(config, "data", None), DataConfig):
         yield from _data(config.data)
     if isinstance(getattr(config, "tokenizer", None), TokenizerConfig):
@@ -96,6 +100,14 @@ def _name(name: str) -> Iterator[str]:
             f"name: expected a folder's name of 1 to {LONGEST_NAME} printable characters without slashes, "
             f"found {name[: LONGEST_NAME + 20]!r}; runs land in runs/<name>/, or anywhere with hydra.run.dir=PATH"
         )
+
+
+def _sentence(config: FirstPrinciplesConfig) -> Iterator[str]:
+    least = "one character" if config.checkpoint else "two characters (the bigram takes the first as given)"
+    if len(config.sentence) < (1 if config.checkpoint else 2):
+        yield f"sentence: expected at least {least}, found {config.sentence!r}"
+    if any("\ud800" <= character <= "\udfff" for character in config.sentence):
+        yield f"sentence: expected text in UTF-8, found {config.sentence!r}"
 
 
 def _data(data: DataConfig) -> Iterator[str]:

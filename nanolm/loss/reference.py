@@ -157,7 +157,9 @@ def softmax(logits: ArrayLike) -> Array:
 def multiclass_nll(y_true: ArrayLike, logits: ArrayLike) -> float:
     """Mean over examples of -ln p_t = ln Σ exp(z_j) - z_t, for logits (N, K) and classes (N,).
 
-    From the logarithm of the softmax's quotient. The gradient in z is p - onehot(t): it vanishes only as p_t reaches 1,
+    From the logarithm of the softmax's quotient. The logarithm of ``softmax(z)`` is another matter in floating point:
+    shifting the logits keeps exp from overflowing, but a class 746 behind the first has p = 0 and an infinite NLL,
+    where this has 746. The gradient in z is p - onehot(t): it vanishes only as p_t reaches 1,
     for which a logit has to grow without bound. That is the pull towards overconfidence.
     """
     z, y = _array(logits), np.asarray(y_true)

@@ -11,12 +11,14 @@ def aligned(title: str, rows: Sequence[Sequence[str]], *, left: Sequence[str] = 
         rows: the header and the rows below it, of as many cells each.
         left: names in the header of further columns of words.
     """
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    from rich.cells import cell_len  # some characters are two columns wide, some none
+
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [title]
     for row in rows:
-        cells = [
-            cell.ljust(width) if place == 0 or rows[0][place] in left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
+        cells = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            room = " " * (width - cell_len(cell))
+            cells.append(cell + room if place == 0 or rows[0][place] in left else room + cell)
         lines.append(("  " + "  ".join(cells)).rstrip())
     return "\n".join(lines)
