@@ -76,10 +76,22 @@ class Difference:
 def spread(runs: Sequence[Run], metric: str) -> Spread | None:
     """A figure over the runs that have it; None where none has."""
     values = [value for run in runs if (value := run.value(metric)) is not None]
-    if not values:
-        return None
+    return spread_of(values) if values else None
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """The mean of one value or more, and their standard deviation."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return Spread(len(values), float(np.mean(values)), deviation)
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Student's 95 % interval of a mean over seeds; without bounds below two of them."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean, None, None)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Interval(mean, mean - half, mean + half)
 
 
 def difference(cell: Cell, baseline: Cell, metric: str) -> Difference | None:
@@ -126,11 +138,8 @@ def _over_documents(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> 
 def _over_seeds(cell: Cell, baseline: Cell, metric: str, value: float) -> Interval:
     ours, theirs = cell.by_seed(), baseline.by_seed()
     pairs = [(ours[seed].value(metric), theirs[seed].value(metric)) for seed in sorted(ours.keys() & theirs.keys())]
-    found = np.array([a - b for a, b in pairs if a is not None and b is not None])
-    if len(found) < 2 or len(found) < max(len(ours), len(theirs)):
-        return Interval(value, None, None)
-    half = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found)))
-    return Interval(value, value - half, value + half)
+    found = [a - b for a, b in pairs if a is not None and b is not None]
+    return over_seeds(found) if found and len(found) == max(len(ours), len(theirs)) else Interval(value, None, None)
 
 
 def differences(panel: Panel, metric: str) -> list[Difference | None]:

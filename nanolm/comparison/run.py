@@ -6,7 +6,14 @@ from pathlib import Path
 
 from nanolm.comparison.cells import Panel, make_panels
 from nanolm.comparison.runs import Run, find_runs
-from nanolm.comparison.tables import ON_A_TERMINAL, against_baseline, csv_text, means, smoothing_rows
+from nanolm.comparison.tables import (
+    ON_A_TERMINAL,
+    against_baseline,
+    csv_text,
+    means,
+    restoring_rows,
+    smoothing_rows,
+)
 from nanolm.comparison.theory import smoothed_cells
 from nanolm.config.schema_compare import CompareConfig
 from nanolm.errors import ConfigError, NanolmError
@@ -91,5 +98,7 @@ def panel_text(panel: Panel, comparison: Comparison) -> str:
         )
         parts.append(aligned(less, against_baseline(panel, ON_A_TERMINAL)))
     if smoothed := smoothed_cells(panel):
-        parts.append(aligned("label smoothing, theory and measurement", smoothing_rows(smoothed)))
+        theory = "label smoothing, theory and measurement; in brackets Student's interval over seeds"
+        parts.append(aligned(theory, smoothing_rows(smoothed)))
+        parts.append(aligned("what brings back the NLL of a model without smoothing", restoring_rows(smoothed)))
     return "\n\n".join(parts)

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from nanolm.calibration.intervals import Interval
 from nanolm.comparison.cells import Panel, shown
 from nanolm.comparison.differences import METRICS, Difference, Spread, difference, spread
 from nanolm.comparison.theory import Gaps, Smoothed
@@ -38,9 +39,7 @@ def difference_text(found: Difference | None) -> str:
     """``+0.0412 [+0.0371, +0.0453]``, the interval over documents; in parentheses where it is not clear."""
     if found is None:
         return ""
-    text = f"{found.value:+.3g}"
-    if found.documents.low is not None and found.documents.high is not None:
-        text += f" [{found.documents.low:+.3g}, {found.documents.high:+.3g}]"
+    text = _signed(found.documents)
     return text if found.is_clear else f"({text})"
 
 
@@ -71,42 +70,45 @@ def against_baseline(panel: Panel, metrics: Sequence[str] = tuple(METRICS)) -> l
 
 
 def smoothing_rows(cells: Sequence[Smoothed]) -> list[list[str]]:
-    """Header and a row for each smoothed cell: theory beside measurement."""
-    header = [
-        "cell",
-        "ECE expected",
-        "ECE",
-        "T",
-        "NLL",
-        "NLL at T",
-        "NLL, inverted",
-        "ECE, inverted",
-        "NLL, ε = 0",
-        "obeys",
-    ]
+    """Header and a row for each smoothed cell: how sure theory expects it to be, and how sure it is."""
+    header = ["cell", "ε (E p_max - 1/V)", "ECE", "acc - conf expected", "acc - conf", "excess", "0 in it"]
     return [
         header,
         *(
             [
                 row.cell.label,
-                f"{row.expected_ece:#.4g}",
-                *(
-                    spread_text(found)
-                    for found in (
-                        row.ece,
-                        row.temperature,
-                        row.nll,
-                        row.nll_at_temperature,
-                        row.nll_inverted,
-                        row.ece_inverted,
-                        row.nll_plain,
-                    )
-                ),
-                "yes" if row.obeys else "no",
+                f"{row.ece_if_calibrated:#.4g}",
+                *map(spread_text, (row.ece, row.expected_underconfidence, row.underconfidence)),
+                _signed(row.excess),
+                {True: "yes", False: "no", None: "-"}[row.obeys],
             ]
             for row in cells
         ),
     ]
+
+
+def restoring_rows(cells: Sequence[Smoothed]) -> list[list[str]]:
+    """Header and a row for each smoothed cell: what a temperature and what the inverse map bring back."""
+    return [
+        ["cell", "T", "NLL", "NLL at T", "NLL, smoothing inverted", "NLL at ε = 0"],
+        *(
+            [
+                row.cell.label,
+                *map(
+                    spread_text,
+                    (row.temperature, row.nll, row.nll_at_temperature, row.nll_inverted, row.nll_plain),
+                ),
+            ]
+            for row in cells
+        ),
+    ]
+
+
+def _signed(interval: Interval) -> str:
+    text = f"{interval.value:+.3g}"
+    if interval.low is None or interval.high is None:
+        return text
+    return f"{text} [{interval.low:+.3g}, {interval.high:+.3g}]"
 
 
 def gap_rows(found: Sequence[Gaps]) -> list[list[str]]:

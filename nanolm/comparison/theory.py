@@ -1,12 +1,13 @@
 """Predictions that the measured runs must face.
 
 Label smoothing: the objective with weight ε on the uniform distribution is smallest at q = (1-ε) p + ε/V, for the p
-that plain maximum likelihood would have found. A calibrated p so becomes too modest: its confidence falls to
-(1-ε) E p_max + ε/V while its accuracy stays, so that
+that plain maximum likelihood would have found. Its confidence falls to (1-ε) E p_max + ε/V while its accuracy stays, so
 
-    ECE ≈ accuracy - confidence = ε (E p_max - 1/V),    T < 1,    p = (q - ε/V) / (1-ε) restores p.
+    (accuracy - confidence) of q = (accuracy - confidence) of p + ε (E p_max - 1/V).
 
-(Szegedy et al. 2016, arXiv:1512.00567, section 7, for the objective; the rest follows where p is calibrated.)
+Where p is calibrated the first term is 0 and the second is the ECE of q, whose fitted T is below 1; and the inverse
+map p = (q - ε/V) / (1-ε) brings back the NLL of p. (Szegedy et al. 2016, arXiv:1512.00567, section 7, for the
+objective.)
 
 Generalization: calibration error on new data less that on training data was found to be at most the error rate on new
 data less that on training data (Carrell et al. 2022, arXiv:2210.01964): an empirical bound, not a theorem.
@@ -16,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nanolm.calibration.intervals import Interval
 from nanolm.comparison.cells import Cell, Panel
-from nanolm.comparison.differences import Spread, spread
+from nanolm.comparison.differences import Spread, over_seeds, spread, spread_of
 from nanolm.comparison.runs import Run
 
 SMOOTHING = "loss.label_smoothing"
@@ -25,63 +27,72 @@ SMOOTHING = "loss.label_smoothing"
 
 @dataclass(frozen=True)
 class Smoothed:
-    """A cell trained with label smoothing, what theory expects of it, and what was measured. NLL in nats."""
+    """A cell trained with label smoothing beside the one that differs in nothing else. NLL in nats.
+
+    ``underconfidence`` is accuracy - confidence, ``excess`` what was measured of it less what was expected from the
+    run of the same seed without smoothing, with Student's interval over seeds.
+    """
 
     cell: Cell
-    plain: Cell
-    label_smoothing: float
-    expected_ece: float
+    ece_if_calibrated: float
+    """ε (E p_max - 1/V)"""
     ece: Spread
+    expected_underconfidence: Spread
+    underconfidence: Spread
+    excess: Interval
     temperature: Spread | None
     nll: Spread
     nll_at_temperature: Spread | None
     nll_inverted: Spread | None
-    ece_inverted: Spread | None
     nll_plain: Spread
     """of the cell without smoothing: what the inverse map should come back to"""
 
     @property
-    def obeys(self) -> bool:
-        """Whether the ECE is within a quarter of the expected one, and the temperature below 1."""
-        near = abs(self.ece.mean - self.expected_ece) <= 0.25 * self.expected_ece
-        return near and self.temperature is not None and self.temperature.mean < 1
+    def obeys(self) -> bool | None:
+        """Whether the interval of the excess holds 0; None where seeds are too few to say."""
+        if self.excess.low is None or self.excess.high is None:
+            return None
+        return self.excess.low <= 0 <= self.excess.high
 
 
 def smoothed_cells(panel: Panel) -> list[Smoothed]:
-    """Each smoothed cell beside the cell that differs from it in the smoothing alone."""
+    """Each smoothed cell that has a cell beside it without smoothing and otherwise equal, of the same seeds."""
     if SMOOTHING not in panel.keys:
         return []
     found = []
     for cell in panel.cells:
         epsilon = panel.settings(cell)[SMOOTHING]
         plain = _without_smoothing(panel, cell)
-        if not epsilon or plain is None:
-            continue
-        confidence, ece, nll, nll_plain = (
-            spread(plain.runs, "confidence"),
-            spread(cell.runs, "ece"),
-            spread(cell.runs, "nll"),
-            spread(plain.runs, "nll"),
-        )
-        if confidence is None or ece is None or nll is None or nll_plain is None:
-            continue
-        num_classes = cell.runs[0].figures["num_classes"]
-        found.append(
-            Smoothed(
-                cell=cell,
-                plain=plain,
-                label_smoothing=epsilon,
-                expected_ece=epsilon * (confidence.mean - 1 / num_classes),
-                ece=ece,
-                temperature=spread(cell.runs, "temperature"),
-                nll=nll,
-                nll_at_temperature=spread(cell.runs, "nll_at_temperature"),
-                nll_inverted=_calibrated(cell.runs, "inverse smoothing", "nll"),
-                ece_inverted=_calibrated(cell.runs, "inverse smoothing", "ece"),
-                nll_plain=nll_plain,
-            )
-        )
+        if epsilon and plain is not None and cell.by_seed().keys() == plain.by_seed().keys():
+            found.append(_smoothed(cell, plain, epsilon))
     return found
+
+
+def _smoothed(cell: Cell, plain: Cell, epsilon: float) -> Smoothed:
+    expected, measured, added = [], [], []
+    for ours, theirs in zip(cell.runs, plain.runs, strict=True):  # both in the order of their seeds
+        accuracy, confidence = _values(theirs.figures, "accuracy", "confidence")
+        added.append(epsilon * (confidence - 1 / theirs.figures["num_classes"]))
+        expected.append(accuracy - confidence + added[-1])
+        accuracy, confidence = _values(ours.figures, "accuracy", "confidence")
+        measured.append(accuracy - confidence)
+    nll, ece, nll_plain = spread(cell.runs, "nll"), spread(cell.runs, "ece"), spread(plain.runs, "nll")
+    assert nll is not None, "every finished run has an NLL"
+    assert ece is not None, "every finished run has an ECE"
+    assert nll_plain is not None, "every finished run has an NLL"
+    return Smoothed(
+        cell=cell,
+        ece_if_calibrated=sum(added) / len(added),
+        ece=ece,
+        expected_underconfidence=spread_of(expected),
+        underconfidence=spread_of(measured),
+        excess=over_seeds([m - e for m, e in zip(measured, expected, strict=True)]),
+        temperature=spread(cell.runs, "temperature"),
+        nll=nll,
+        nll_at_temperature=spread(cell.runs, "nll_at_temperature"),
+        nll_inverted=_calibrated(cell.runs, "inverse smoothing", "nll"),
+        nll_plain=nll_plain,
+    )
 
 
 def _without_smoothing(panel: Panel, cell: Cell) -> Cell | None:
@@ -96,7 +107,7 @@ def _calibrated(runs: Sequence[Run], calibrator: str, metric: str) -> Spread | N
         for row in run.figures.get("calibrators", [])
         if row["calibrator"] == calibrator and row.get(metric) is not None
     ]
-    return _spread_of(values) if len(values) == len(runs) else None
+    return spread_of(values) if len(values) == len(runs) else None
 
 
 @dataclass(frozen=True)
@@ -131,9 +142,3 @@ def gaps(panel: Panel) -> list[Gaps]:
 
 def _values(figures: dict[str, Any], *names: str) -> list[float]:
     return [float(figures[name]["value"]) for name in names]
-
-
-def _spread_of(values: list[float]) -> Spread:
-    mean = sum(values) / len(values)
-    deviation = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else None
-    return Spread(len(values), mean, deviation)

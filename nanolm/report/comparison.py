@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from nanolm.comparison.cells import Panel
 from nanolm.comparison.differences import METRICS
 from nanolm.comparison.run import Comparison
-from nanolm.comparison.tables import against_baseline, gap_rows, means, smoothing_rows
+from nanolm.comparison.tables import against_baseline, gap_rows, means, restoring_rows, smoothing_rows
 from nanolm.comparison.theory import Gaps, gaps, smoothed_cells
 from nanolm.report import figures
 from nanolm.report.pages import render
@@ -45,7 +45,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "means": [means(panel, metrics) for metrics in both],
         "differences": [against_baseline(panel, metrics) for metrics in both] if len(panel.cells) > 1 else [],
         "plots": metric_plots(panel),
-        "smoothing": smoothing_rows(rows) if (rows := smoothed_cells(panel)) else None,
+        "smoothing": [smoothing_rows(rows), restoring_rows(rows)] if (rows := smoothed_cells(panel)) else [],
         "gaps": gap_rows(found) if found else None,
         "gap_plot": gap_plot(found) if found else None,
         "by_size": figures.temperature_by_size(sizes) if sizes else None,
