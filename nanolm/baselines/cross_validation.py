@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -186,23 +187,31 @@ class CrossValidation:
         assert self._temperatures, "finish() comes first"
         return self._temperatures
 
-    def measure(self) -> Measurement:
-        """Every figure of the pooled out-of-fold predictions, each fold at T = 1 and at its own temperature."""
+    def measure(self, split: Literal["val", "train"] = "val") -> Measurement:
+        """Every figure of the pooled predictions, each fold at T = 1 and at its own temperature.
+
+        Args:
+            split: val are the out-of-fold predictions; train are those of each fold's model on what it learnt from.
+        """
         units = UnitSums(len(self.dataset))
         plain, at_temperature = CalibrationMeter(), CalibrationMeter()
         for model, found in zip(self.models, self.temperatures, strict=True):
-            features, targets = model.scored
+            examples, numbers = model.scored, model.fold.scored
+            if split == "train":
+                examples, numbers = (model.learner.features, model.learner.targets), model.fold.learning
+            features, targets = examples
             logits = model.learner.logits(features)
             temperature = found if isinstance(found, float) else 1.0
             softer = replace(self.scoring, temperature=self.scoring.temperature * temperature)
             result, scaled = (classification_nll(logits, targets, options) for options in (self.scoring, softer))
             plain.update(result)
             at_temperature.update(scaled)
-            units.add(model.fold.scored, prediction_values(result, scaled))
-        repeats = self.config.cross_validation.repeats
+            units.add(numbers, prediction_values(result, scaled))
+        parts = self.config.cross_validation
+        repeats = parts.repeats if split == "val" else parts.repeats * (parts.folds - 1)
         together = f", the {repeats} repeats of each in one unit" if repeats > 1 else ""
         return Measurement(
-            split="val",
+            split=split,
             documents=units.values,
             resampling=f"95 % bootstrap over {len(self.dataset):,} examples{together}",
             meter=plain,

@@ -68,6 +68,7 @@ def run_baseline(config: BaselineConfig, run_dir: Path, command: str, write_repo
             measured = validation.measure()
             content = _content(validation, measured, console, trained)
             measured.write_documents(run_dir / "documents-val.npz")
+            _write_train(validation.measure("train"), run_dir, content)
             diagram = write_report(run_dir, content)
             _show(tracker, run_dir, content, diagram)
             write_atomically(run_dir / EVALUATION, json.dumps(content, indent=2) + "\n")
@@ -172,6 +173,22 @@ def _content(
         "agreement": three_ways(dataset, config.separation.l2) if config.task.name == "binary" else None,
         "separation": separation,
     }
+
+
+def _write_train(measured: Measurement, run_dir: Path, content: dict[str, Any]) -> None:
+    """Leave the figures of what was learnt from, beside which those of other examples show their gaps."""
+    measured.write_documents(run_dir / "documents-train.npz")
+    figures = {
+        "split": "train",
+        "step": content["step"],
+        "num_tokens": measured.num_tokens,
+        "num_documents": content["num_documents"],
+        "num_classes": content["num_classes"],
+        "intervals": measured.resampling,
+        **measured.figures_json(),
+        "reliability": measured.reliability_json(),
+    }
+    write_atomically(run_dir / "evaluation-train.json", json.dumps(figures, indent=2) + "\n")
 
 
 def _show(tracker: Tracker, run_dir: Path, content: dict[str, Any], diagram: bytes) -> None:

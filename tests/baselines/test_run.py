@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from nanolm.baselines import run_baseline
+from nanolm.comparison import find_runs, make_panels
+from nanolm.comparison.theory import gaps
 from nanolm.errors import ConfigError, DataError
 from nanolm.report import write_baseline_report
 from nanolm.report.baseline import separation_figure
@@ -76,6 +78,22 @@ def test_evaluation_json_has_the_keys_of_a_language_models(finished):
     assert [row["calibrator"] for row in content["calibrators"]][-1] == "inverse smoothing"
     assert len(content["folds"]) == 6
     assert content["perplexity"]["value"] == pytest.approx(math.exp(content["nll"]["value"]))
+
+
+def test_what_was_learnt_from_is_measured_too(finished):
+    content, of_train = (
+        json.loads((finished[0] / name).read_text()) for name in ("evaluation.json", "evaluation-train.json")
+    )
+    assert of_train["split"] == "train"
+    assert of_train["num_tokens"] == sum(fold["num_learning"] for fold in content["folds"])
+    assert of_train["nll"]["value"] < content["nll"]["value"]
+    assert of_train["nll"]["low"] < of_train["nll"]["value"] < of_train["nll"]["high"]
+    last = read_metrics(finished[0] / "metrics.jsonl")[-1]  # of full batches, before the last step
+    assert of_train["nll"]["value"] == pytest.approx(last["train/nll"], rel=0.1)
+    (panel,) = make_panels(find_runs(finished[0])[0])
+    assert [gap.generalization for gap in gaps(panel)] == [
+        pytest.approx(of_train["accuracy"]["value"] - content["accuracy"]["value"])
+    ]
 
 
 def test_metrics_are_a_line_an_epoch_by_a_language_models_names(finished):
