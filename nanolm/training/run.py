@@ -29,10 +29,11 @@ from nanolm.model import GPT
 from nanolm.optim import build_optimizer
 from nanolm.sampling import encode_prompt, sample, with_temperature
 from nanolm.tracking import Console, Tracker
-from nanolm.training.checkpoint import newest_checkpoint, prune_checkpoints, save_checkpoint
+from nanolm.training.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
 from nanolm.training.loop import TrainingLoop, loss_options, run_progress
 from nanolm.training.state import TrainingState
 from nanolm.training.stop import StopRequested
+from nanolm.training.storage import failures_told, require_room
 
 WriteReport = Callable[[Path, dict[str, Any]], bytes]
 
@@ -71,7 +72,7 @@ def train(config: TrainConfig, run_dir: Path, command: str, write_report: WriteR
     Raises:
         NanolmError: the input is wrong, or training failed.
     """
-    with lock(run_dir / ".lock", ConfigError, purpose="training"):
+    with lock(run_dir / ".lock", ConfigError, purpose="training"), failures_told(run_dir, command):
         _check_same_run(config, run_dir)
         if _is_finished(config, run_dir):
             return 0
@@ -81,15 +82,17 @@ def train(config: TrainConfig, run_dir: Path, command: str, write_report: WriteR
         corpus = _open_corpus(config, console)
         config = _with_possible_prompt(config, corpus, console)
         loader = Loader(corpus.splits["train"], trainer.sequence_length, trainer.batch_size, config.seed)
-        state = _build_state(config, run_dir, corpus, compute)
-
-        begun = (run_dir / "config.yaml").exists()
-        logged_step = state.step - bool(state.unlogged) if begun else None
         sweep_leftovers(run_dir / "checkpoints")
+        checkpoint = newest_checkpoint(run_dir)
+        state = _build_state(config, checkpoint, corpus, compute)
+        require_room(run_dir, state, corpus.folder / "tokenizer.json", command)
+
+        begun = checkpoint is not None or (run_dir / "config.yaml").exists()
+        logged_step = state.step - bool(state.unlogged) if begun else None
         write_atomically(run_dir / "config.yaml", to_yaml(config))
         (run_dir / EVALUATION).unlink(missing_ok=True)
         with Tracker.open(config, run_dir, logged_step, console) as tracker:
-            run = _Run(config, run_dir, corpus, state, compute, tracker)
+            run = _Run(config, run_dir, corpus, state, compute, tracker, checkpoint.step if checkpoint else None)
             run.introduce(command)
             loop = TrainingLoop(state, loader, config, compute, measure_peak_flops(compute))
             exit_code = run.train_and_finish(loop, write_report)
@@ -107,6 +110,8 @@ class _Run:
     state: TrainingState
     compute: Compute
     tracker: Tracker
+    published: int | None
+    """The step of the newest checkpoint."""
     calibration: FittedTemperature | str | None = None
     """Known once the last step is done: the fitted temperature, or the reason why there is none."""
 
@@ -135,7 +140,8 @@ class _Run:
                     evaluation = self.evaluate(loop)
                     self.publish_checkpoint()
             except StopRequested as signal:
-                self.publish_checkpoint()
+                if self.published != self.state.step:
+                    self.publish_checkpoint()
                 self.tracker.note(
                     f"stopped by {signal} after step {self.state.step:,}; the same command continues from there"
                 )
@@ -182,7 +188,8 @@ class _Run:
             self.corpus.fingerprint,
             self.calibration_json(),
         )
-        prune_checkpoints(self.run_dir, self.config.trainer.keep_checkpoints)
+        self.published = self.state.step
+        prune_checkpoints(self.run_dir, self.config.trainer.keep_checkpoints, self.state.step)
 
     def draw_samples(self) -> list[str]:
         """The texts of ``sample.*``; at temperature 1 where the fitted one was wanted and there is none."""
@@ -234,13 +241,14 @@ def _check_same_run(config: TrainConfig, run_dir: Path) -> None:
     path = run_dir / "config.yaml"
     if not path.exists():
         return
-    before, now = (flatten(c) for c in (from_yaml(path.read_text(encoding="utf-8"), TrainConfig), config))
-    differing = [
-        f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(CHANGEABLE)
-    ]
-    if differing:
+    try:
+        before = from_yaml(path.read_text(encoding="utf-8"), TrainConfig)
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: expected the configuration of this run: {error}. Copy config.yaml there from one of its "
+            "checkpoints, or give another hydra.run.dir for a new run."
+        ) from None
+    if differing := _differences(before, config):
         raise ConfigError(
             f"{run_dir}: this directory holds a run with another configuration:\n"
             + "\n".join(differing)
@@ -251,6 +259,16 @@ def _check_same_run(config: TrainConfig, run_dir: Path) -> None:
             f"{run_dir}: trainer.resume=never, but this directory holds a run already. "
             "Use trainer.resume=auto to continue it, or give another hydra.run.dir."
         )
+
+
+def _differences(there: TrainConfig, config: TrainConfig) -> list[str]:
+    """What a continued run may not differ in, one line a key."""
+    before, now = flatten(there), flatten(config)
+    return [
+        f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(CHANGEABLE)
+    ]
 
 
 def _open_corpus(config: TrainConfig, console: Console) -> PreparedCorpus:
@@ -273,19 +291,32 @@ def _with_possible_prompt(config: TrainConfig, corpus: PreparedCorpus, console: 
     return config
 
 
-def _build_state(config: TrainConfig, run_dir: Path, corpus: PreparedCorpus, compute: Compute) -> TrainingState:
-    """A new state, or that of the newest valid checkpoint of the run directory."""
+def _build_state(
+    config: TrainConfig, checkpoint: Checkpoint | None, corpus: PreparedCorpus, compute: Compute
+) -> TrainingState:
+    """A new state, or that of a checkpoint."""
     torch.manual_seed(config.seed)
     model = GPT(config.model, corpus.tokenizer.vocab_size).to(compute.device)
     state = TrainingState(model, build_optimizer(model, config.optimizer))
-    checkpoint = newest_checkpoint(run_dir)
     if checkpoint is None:
         return state
+    differing = _differences(checkpoint.config, config)
+    there, here = checkpoint.tokenizer, corpus.tokenizer
+    if there.fingerprint != here.fingerprint:
+        differing.append(
+            f"  tokenizer: {there.name} of {there.vocab_size:,} ids there, {here.name} of {here.vocab_size:,} now, "
+            f"with sha256 {there.fingerprint:.12} and {here.fingerprint:.12}"
+        )
     if checkpoint.manifest.get("corpus") != corpus.fingerprint:
+        differing.append(
+            f"  corpus: fingerprint {checkpoint.manifest.get('corpus')!s:.12} there, {corpus.fingerprint:.12} now "
+            f"({corpus.folder})"
+        )
+    if differing:
         raise CheckpointError(
-            f"{checkpoint.path}: trained on another corpus or tokenizer than the one given now (fingerprint "
-            f"{checkpoint.manifest.get('corpus')} there, {corpus.fingerprint} now). Restore the text, or start in "
-            "another hydra.run.dir."
+            f"{checkpoint.path}: this checkpoint is of another run than the one asked for:\n"
+            + "\n".join(differing)
+            + "\nRestore the text and the values to continue it, or give another hydra.run.dir for a new run."
         )
     checkpoint.load_state(state)
     return state

@@ -31,7 +31,7 @@ def saving(tiny, tmp_path):
         save_checkpoint(
             run_dir, state, config, corpus.tokenizer, corpus.fingerprint, {"temperature": None, "reason": ""}
         )
-        prune_checkpoints(run_dir, 1)
+        prune_checkpoints(run_dir, 1, step)
 
     save(1)
     return run_dir, save
