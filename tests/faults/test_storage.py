@@ -18,11 +18,6 @@ from tests.faults.runs import COMMAND, outcome, run
 NEXT = f"continue with: {COMMAND}"
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    return tmp_path_factory.mktemp("storage") / "straight"
-
-
 def limit_files(num_bytes):
     """From now on no file of this process grows beyond so many bytes: the write fails as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -33,8 +28,6 @@ def limit_files(num_bytes):
 def test_a_disk_that_fills_up_ends_the_run_in_words_and_loses_nothing(tiny, straight, tmp_path, what):
     """At the start of step 4, when the checkpoint of step 2 is there; a real limit, in a child of its own."""
     config, run_dir = tiny(), tmp_path / "run"
-    if not straight.exists():
-        run(config, straight)
     original = TrainingLoop.step
 
     def full(self):
@@ -65,7 +58,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_words_and_loses_nothing(tiny, stra
     assert in_child(fail_in_words) == 0
     assert os.listdir(run_dir / "checkpoints") == ["step-00000002"]  # nothing half written, nothing pruned
     assert run(config, run_dir) == 0
-    assert outcome(run_dir) == outcome(straight)
+    assert outcome(run_dir) == straight(config)
 
 
 def test_an_io_error_of_a_sync_ends_the_run_in_words(tiny, tmp_path, monkeypatch):
