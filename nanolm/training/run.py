@@ -318,5 +318,11 @@ def _build_state(
             + "\n".join(differing)
             + "\nRestore the text and the values to continue it, or give another hydra.run.dir for a new run."
         )
-    checkpoint.load_state(state)
+    try:
+        checkpoint.load_state(state)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. Nothing was changed. Move {checkpoint.path} away to continue from the checkpoint before it, or "
+            "give another hydra.run.dir for a new run."
+        ) from None
     return state
