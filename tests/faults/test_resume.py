@@ -161,6 +161,17 @@ def test_without_its_config_yaml_the_same_run_goes_on(stopped, tiny, straight, t
     assert outcome(stopped) == straight(tiny())
 
 
+def test_a_checkpoint_that_a_killed_save_had_set_aside_is_put_back(stopped, tiny, straight, capsys):
+    """The moment between the two renames that replace a checkpoint of the same step, when it is the only one."""
+    folder = stopped / "checkpoints"
+    os.rename(folder / "step-00000002", folder / ".step-00000002.0123abcd.old")
+    (folder / ".step-00000002.4567cdef.tmp").mkdir()
+    assert run(tiny(), stopped) == 0
+    assert "continuing after step 2" in capsys.readouterr().err
+    assert outcome(stopped) == straight(tiny())
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
+
+
 def test_a_damaged_config_yaml_is_named(stopped, tiny):
     (stopped / "config.yaml").write_bytes(b"seed: [\xff")
     with pytest.raises(ConfigError, match=r"run/config\.yaml: expected the configuration of this run"):
