@@ -43,8 +43,8 @@ def after_calls(function, calls, number):
 
 PLACES = [
     ("start of a step", "nanolm.training.loop.learning_rate_factor", 3, signal.SIGINT, 2),
-    ("forward", "nanolm.training.loop.linear_nll", 5, signal.SIGTERM, 1),  # the first micro-batch of step 2
-    ("accumulation", "nanolm.training.loop.linear_nll", 6, signal.SIGINT, 1),  # and its second
+    ("forward", "nanolm.training.loop.TrainingLoop._forward", 5, signal.SIGTERM, 1),  # the first micro-batch of step 2
+    ("accumulation", "nanolm.training.loop.TrainingLoop._forward", 6, signal.SIGINT, 1),  # and its second
     ("backward", "torch.Tensor.backward", 11, signal.SIGTERM, 2),
     ("update", "nanolm.optim.muon.Muon.step", 2, signal.SIGINT, 2),
     ("metrics line", "nanolm.tracking.MetricsFile.write", 2, signal.SIGTERM, 2),
@@ -80,7 +80,7 @@ def test_a_signal_costs_nothing(config, straight, tmp_path, monkeypatch, name, c
 
 
 TWICE = [
-    ("forward", "nanolm.training.loop.linear_nll", 19, 4),
+    ("forward", "nanolm.training.loop.TrainingLoop._forward", 19, 4),
     ("evaluation", "nanolm.evaluation.score.linear_nll", 2, None),  # of step 3, before the first checkpoint
     ("save, files written", "nanolm.training.checkpoint.file_table", 1, None),
     ("save, published", "nanolm.training.run.prune_checkpoints", 1, 4),
@@ -107,8 +107,7 @@ def test_a_second_signal_ends_at_once_and_leaves_the_last_valid_checkpoint(
         return result
 
     def interrupted():
-        owner, _, attribute = name.rpartition(".")
-        setattr(__import__(owner, fromlist=[attribute]), attribute, twice)
+        pytest.MonkeyPatch().setattr(name, twice)
         with contextlib.suppress(KeyboardInterrupt):
             run(config, run_dir)
             raise AssertionError("it was not interrupted")
