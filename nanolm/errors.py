@@ -29,5 +29,9 @@ class CheckpointError(NanolmError):
     exit_code = 2
 
 
+class StorageError(NanolmError):
+    """The disk is full or fails, or has no room for what a run must write: nothing that is wrong with the input."""
+
+
 class NonFiniteError(NanolmError):
     """Losses or gradients were NaN or infinite for too many steps in a row."""

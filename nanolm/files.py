@@ -3,7 +3,9 @@
 Everything is first written beside its destination under a name that starts with a dot and ends in
 ``.tmp``, flushed to the disk, and renamed. The rename is atomic within a file system, and the folder is
 synced after it, so that a crash leaves the old state or the new one. What a killed process left behind
-is recognised by that name and swept by the next owner of the lock.
+is recognised by that name and swept by the next owner of the lock. A folder that replaces an older one sets it
+aside, under a name that ends in ``.old``, for the moment between two renames; the same sweep puts it back if that
+moment was the last one.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from pathlib import Path
 from nanolm.errors import NanolmError
 
 TEMPORARY_SUFFIX = ".tmp"
+ASIDE_SUFFIX = ".old"
 
 
 def sha256_of(path: Path) -> str:
@@ -38,8 +41,8 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _temporary_beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+def _temporary_beside(path: Path, suffix: str = TEMPORARY_SUFFIX) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -75,10 +78,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 os.close(descriptor)
         sync_directory(temporary)
         if path.exists():
-            replaced = _temporary_beside(path)
-            os.rename(path, replaced)
-            os.rename(temporary, path)
-            shutil.rmtree(replaced)
+            aside = _temporary_beside(path, ASIDE_SUFFIX)
+            os.rename(path, aside)
+            try:
+                os.rename(temporary, path)
+            except BaseException:
+                os.rename(aside, path)
+                raise
+            shutil.rmtree(aside)
         else:
             os.rename(temporary, path)
     except BaseException:
@@ -87,8 +94,24 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     sync_directory(path.parent)
 
 
+def remove_directory(path: Path) -> None:
+    """Remove a folder in one step, as far as its name goes: no half of it is ever found there."""
+    temporary = _temporary_beside(path)
+    os.rename(path, temporary)
+    shutil.rmtree(temporary)
+
+
 def sweep_leftovers(folder: Path) -> None:
-    """Remove what killed writers left in a folder; the caller holds the lock that all its writers take."""
+    """Remove what killed writers left in a folder; the caller holds the lock that all its writers take.
+
+    A folder that had been set aside goes back to its place if the one that was to replace it is not there.
+    """
+    for aside in folder.glob(f".*{ASIDE_SUFFIX}"):
+        path = folder / aside.name[1:].rsplit(".", 2)[0]
+        if path.exists():
+            shutil.rmtree(aside)
+        else:
+            os.rename(aside, path)
     for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         if leftover.is_dir():
             shutil.rmtree(leftover)

@@ -57,6 +57,13 @@ class TrailingCalibration:
         return {"steps": torch.stack(list(self._steps)) if self._steps else self._total.new_empty(0, 3, NUM_BINS)}
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
+        """Restore what ``state_dict`` gave.
+
+        Raises:
+            ValueError: these are not the histograms of a window.
+        """
+        shape, kind = tuple(stored["steps"].shape), stored["steps"].dtype
+        if shape[1:] != (3, NUM_BINS) or kind != torch.int64:
+            raise ValueError(f"trailing: expected (steps, 3, {NUM_BINS}) of int64, found {shape} of {kind}")
         self._steps = deque(stored["steps"].clone())
         self._total = stored["steps"].sum(dim=0)

@@ -13,6 +13,7 @@ with a valid checkpoint, 1 anything else.
 
 import argparse
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -33,6 +34,8 @@ Task = Callable[..., int | None]
 Summarize = Callable[[Path], None]
 
 USER_ERROR = ConfigError.exit_code
+UNEXPECTED = "this is not your mistake but one in nanolm, or in what it builds on"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +80,15 @@ def run(
         except BrokenPipeError:  # the reader of our output, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                logger.exception("%s", UNEXPECTED)
+            else:
+                where = error.filename or "a file of this run"
+                logger.error("%s: %s; when the disk works and has room, try again", where, error.strerror)
+            return 1
         except Exception:
-            logger.exception("this is not your mistake but one in nanolm, or in what it builds on")
+            logger.exception("%s", UNEXPECTED)
             return 1
 
 
@@ -202,13 +212,25 @@ def _console() -> Iterator[None]:
         logging.captureWarnings(False)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short: the error that matters is told where the disk is needed, and not hidden."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """What nanolm logs from INFO on, and others from WARNING on, is appended to a file while this block runs.
 
     The error that ends the block is logged too, with its traceback unless it is the user's.
     """
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, ours = logging.getLogger(), logging.getLogger(nanolm.__name__)
     level = ours.level

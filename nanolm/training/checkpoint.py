@@ -2,14 +2,18 @@
 
 ``manifest.json`` holds size and SHA-256 of every file beside it. The folder is written under a temporary name and
 renamed when it is whole, so a folder without a valid manifest is not a checkpoint, and a file that
-changed afterwards is noticed.
+changed afterwards is noticed; so is a change of the manifest, which holds a checksum of its own content.
 """
 
+import contextlib
+import hashlib
 import json
 import logging
 import math
+import os
 import pickle
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +27,11 @@ from nanolm.config import from_yaml, to_yaml
 from nanolm.config.schema import TrainConfig
 from nanolm.data import Tokenizer, load_tokenizer
 from nanolm.errors import CheckpointError, NanolmError
-from nanolm.files import atomic_directory, check_file_table, file_table
+from nanolm.files import atomic_directory, check_file_table, file_table, remove_directory
 from nanolm.model import GPT
 from nanolm.training.state import TrainingState
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, STATE, CONFIG, TOKENIZER, MANIFEST = (
     "model.safetensors",
     "training_state.pt",
@@ -44,6 +48,11 @@ logger = logging.getLogger(__name__)
 def checkpoint_path(run_dir: Path, step: int) -> Path:
     """``<run>/checkpoints/step-00001000``"""
     return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
 
 
 def save_checkpoint(
@@ -64,9 +73,11 @@ def save_checkpoint(
         OSError: the disk is full or failing; checkpoints that were there before are untouched.
     """
     path = checkpoint_path(run_dir, state.step)
-    with atomic_directory(path) as folder:
-        safetensors.torch.save_file(state.model.state_dict(), folder / WEIGHTS)
-        torch.save(state.state_dict(), folder / STATE)
+    with _write_errors(path), atomic_directory(path) as folder:
+        with _write_errors(path / WEIGHTS):
+            safetensors.torch.save_file(state.model.state_dict(), folder / WEIGHTS)
+        with _write_errors(path / STATE), open(folder / STATE, "wb") as file:
+            torch.save(state.state_dict(), file)
         (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
         tokenizer.save(folder / TOKENIZER)
         if calibration is not None:
@@ -81,22 +92,52 @@ def save_checkpoint(
             "teacher": teacher,
             "files": file_table(folder),
         }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(manifest | {"checksum": manifest_checksum(manifest)}, indent=2) + "\n"
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
     return path
 
 
-def prune_checkpoints(run_dir: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints; called only after a newer one is published."""
-    import shutil
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turn what torch and safetensors make of a failed write back into an OSError, and have every one name a path."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        cause, told = error.__context__, re.search(r"\(os error (\d+)\)", str(error))
+        number = cause.errno if isinstance(cause, OSError) else int(told[1]) if told else None
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
-    for path in list_checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(path)
+
+def manifest_checksum(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content without its own checksum."""
+    content = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def prune_checkpoints(run_dir: Path, keep: int, step: int) -> None:
+    """Remove checkpoints before that of ``step``, just published, so that ``keep`` are left with it.
+
+    Newer ones are damaged, or the run would have gone on from them. They count for nothing and are left as they are.
+    """
+    for path in [path for path in list_checkpoints(run_dir) if step_of(path) <= step][:-keep]:
+        remove_directory(path)
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Folders of a run that have a checkpoint's name and a manifest that can be read, oldest first."""
-    candidates = (run_dir / "checkpoints").glob("step-*")
-    return sorted(path for path in candidates if re.fullmatch(r"step-\d{8,}", path.name) and _is_checkpoint(path))
+    return [path for path in _candidates(run_dir) if _is_checkpoint(path)]
+
+
+def _candidates(run_dir: Path) -> list[Path]:
+    """All that has a checkpoint's name, oldest first."""
+    named = (path for path in (run_dir / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+    return sorted(named, key=step_of)
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -120,7 +161,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST}: not the manifest of a checkpoint: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path / MANIFEST}: expected a checkpoint's manifest of format {FORMAT}")
+        raise CheckpointError(
+            f"{path / MANIFEST}: expected a checkpoint's manifest of format {FORMAT}, found {manifest!r:.60}"
+        )
+    if manifest.get("checksum") != manifest_checksum(manifest):
+        raise CheckpointError(f"{path / MANIFEST}: its content is not that of its checksum: the file is damaged")
     return manifest
 
 
@@ -203,8 +248,15 @@ class Checkpoint:
         try:
             stored = torch.load(self.path / STATE, map_location="cpu", weights_only=True)
             state.load_state_dict(stored)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path / STATE}: {error}") from None
         except (KeyError, ValueError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{self.path / STATE}: not the training state of this run: {error!r}") from None
+        if state.step != self.step:
+            raise CheckpointError(
+                f"{self.path / STATE}: not the training state of this checkpoint: expected step {self.step}, as in "
+                f"{MANIFEST}, found step {state.step}"
+            )
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -214,7 +266,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: it is not a checkpoint, or one of its files is damaged.
     """
     manifest = read_manifest(path)
-    check_file_table(path, manifest.get("files"), CheckpointError)
+    try:
+        check_file_table(path, manifest.get("files"), CheckpointError)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     missing = {WEIGHTS, STATE, CONFIG, TOKENIZER} - manifest["files"].keys()
     if missing:
         raise CheckpointError(f"{path / MANIFEST}: {', '.join(sorted(missing))} is not part of this checkpoint")
@@ -254,14 +309,13 @@ def find_checkpoint(path: str | Path | None, key: str = "checkpoint") -> Checkpo
 def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
     """The newest checkpoint of a run that verifies; None if the run has none at all.
 
-    A damaged one is passed over with a warning.
+    A damaged one is passed over with a warning. One without a manifest is damaged too: they are published whole.
 
     Raises:
         CheckpointError: there are checkpoints and every one is damaged.
     """
-    paths = list_checkpoints(run_dir)
     problems = []
-    for path in reversed(paths):
+    for path in reversed(_candidates(run_dir)):
         try:
             return open_checkpoint(path)
         except CheckpointError as error:

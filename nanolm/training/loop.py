@@ -29,6 +29,7 @@ from nanolm.training.stop import StopSignal
 Objective = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], NLLResult]
 
 MAX_SKIPPED_IN_A_ROW = 10
+MAX_DOCUMENTS_NAMED = 8
 
 
 def loss_options(config: TrainConfig) -> LossOptions:
@@ -72,7 +73,6 @@ class TrainingLoop:
         )
         self._flops_per_token = state.model.flops_per_token(config.trainer.sequence_length)
         self._peak_flops = peak_flops
-        self._skipped_in_a_row = 0
 
     def run(
         self,
@@ -102,6 +102,8 @@ class TrainingLoop:
             if not state.unlogged:
                 tokens, began = state.tokens, time.monotonic()
                 line = self.step()
+                if state.skipped_in_a_row:
+                    tracker.note(f"warning: {self._skipped()}")
                 tokens_per_second = throughput.add(state.tokens - tokens, time.monotonic() - began)
                 state.unlogged = line | {
                     "train/tokens_per_second": tokens_per_second,
@@ -153,7 +155,7 @@ class TrainingLoop:
         if math.isfinite(grad_norm) and math.isfinite(objective):
             state.optimizers.step(factor)
             state.trailing.add(histogram)
-            self._skipped_in_a_row = 0
+            state.skipped_in_a_row = 0
         else:
             self._skip()
         state.optimizers.zero_grad()
@@ -172,6 +174,7 @@ class TrainingLoop:
             "train/ece": state.trailing.ece(),
             "train/grad_norm": grad_norm,
             "train/learning_rate": factor * self.config.optimizer.learning_rate,
+            "train/skipped_steps": state.skipped_steps,
         }
 
     def _forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> NLLResult:
@@ -180,14 +183,33 @@ class TrainingLoop:
             return self.objective(inputs, self.forward(inputs), self.state.model.head_weight, targets)
 
     def _skip(self) -> None:
-        self.state.skipped_steps += 1
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+        """Count the step under way, number ``state.step + 1``, as skipped; too many in a row end the run."""
+        state = self.state
+        state.skipped_steps += 1
+        state.skipped_in_a_row += 1
+        if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise NonFiniteError(
-                f"step {self.state.step}: the loss or its gradient was NaN or infinite for {MAX_SKIPPED_IN_A_ROW} "
-                "steps in a row; none of them changed the weights. Lower optimizer.learning_rate (and "
-                "optimizer.matrix_learning_rate), or set trainer.max_grad_norm."
+                f"steps {state.step + 2 - state.skipped_in_a_row:,} to {state.step + 1:,}: expected a finite loss and "
+                f"gradient, found NaN or infinity {state.skipped_in_a_row} times in a row; none of them changed the "
+                f"weights, which are those after step {state.step + 1 - state.skipped_in_a_row:,}. The last batch is "
+                f"of {self._documents_of(state.step)}."
             )
+
+    def _skipped(self) -> str:
+        """What is told of the step just completed if it was skipped."""
+        state = self.state
+        return (
+            f"step {state.step:,} was skipped, its loss or gradient being NaN or infinite: no weight was changed "
+            f"({state.skipped_steps:,} skipped so far). Its batch is of {self._documents_of(state.step - 1)}."
+        )
+
+    def _documents_of(self, batch: int) -> str:
+        numbers = [f"{number:,}" for number in self.loader.documents(batch).tolist()]
+        more = f" and {len(numbers) - MAX_DOCUMENTS_NAMED:,} more" if len(numbers) > MAX_DOCUMENTS_NAMED else ""
+        return (
+            f"document(s) {', '.join(numbers[:MAX_DOCUMENTS_NAMED])}{more} of the {self.loader.split.name} split, "
+            "counted from 0"
+        )
 
 
 def run_progress(trainer: TrainerConfig, step: float, seconds: float) -> float:

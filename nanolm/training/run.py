@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nanolm.config import flatten, from_yaml, to_yaml
+from nanolm.config import to_yaml
 from nanolm.config.schema import EvaluateConfig, TrainConfig
 from nanolm.data import Loader, PreparedCorpus, open_prepared, prepare
 from nanolm.device import Compute, measure_peak_flops, resolve_compute
-from nanolm.errors import CheckpointError, ConfigError, DataError
+from nanolm.errors import ConfigError, DataError
 from nanolm.evaluation import (
     Evaluation,
     Extras,
@@ -27,15 +25,15 @@ from nanolm.evaluation import (
 )
 from nanolm.files import lock, sweep_leftovers, write_atomically
 from nanolm.loss import LossOptions
-from nanolm.model import GPT
-from nanolm.optim import build_optimizer
 from nanolm.sampling import encode_prompt, sample, with_temperature
 from nanolm.tracking import Console, Tracker
 from nanolm.training.checkpoint import checkpoint_path, newest_checkpoint, prune_checkpoints, save_checkpoint
-from nanolm.training.loop import TrainingLoop, loss_options, run_progress
-from nanolm.training.objective import Likelihood, check_same_teacher, open_objective
+from nanolm.training.loop import TrainingLoop, loss_options
+from nanolm.training.objective import Likelihood, open_objective
+from nanolm.training.resume import EVALUATION, build_state, check_same_run, is_finished
 from nanolm.training.state import TrainingState
 from nanolm.training.stop import StopRequested
+from nanolm.training.storage import failures_told, require_room
 
 WriteReport = Callable[[Path, dict[str, Any]], bytes]
 WriteSplitReport = Callable[[Path, Path, dict[str, Any]], None]
@@ -43,23 +41,6 @@ WriteSplitReport = Callable[[Path, Path, dict[str, Any]], None]
 HowToScore = tuple[int, EvaluateConfig, LossOptions, Compute, Callable[..., None]]
 
 STOPPED = 3
-EVALUATION = "evaluation.json"
-
-# A continued run may differ in these: they change what is kept and shown, never what is computed; and in its length.
-CHANGEABLE = (
-    "name",
-    "data.root",
-    "data.path",
-    "loss.distillation.teacher",  # the path; the weights are compared with those that the checkpoints name
-    "trainer.max_steps",
-    "trainer.max_seconds",
-    "trainer.checkpoint_every",
-    "trainer.keep_checkpoints",
-    "trainer.log_every",
-    "trainer.resume",
-    "sample.",
-    "wandb.",
-)
 
 
 def train(
@@ -86,9 +67,9 @@ def train(
     Raises:
         NanolmError: the input is wrong, or training failed.
     """
-    with lock(run_dir / ".lock", ConfigError, purpose="training"):
-        _check_same_run(config, run_dir)
-        if _is_finished(config, run_dir):
+    with lock(run_dir / ".lock", ConfigError, purpose="training"), failures_told(run_dir, command):
+        check_same_run(config, run_dir)
+        if is_finished(config, run_dir):
             return 0
         trainer = config.trainer
         console = Console(trainer.max_steps, trainer.max_seconds, trainer.log_every)
@@ -97,15 +78,18 @@ def train(
         config = _with_possible_prompt(config, corpus, console)
         loader = Loader(corpus.splits["train"], trainer.sequence_length, trainer.batch_size, config.seed)
         objective = open_objective(config, run_dir, corpus.tokenizer, compute)
-        state = _build_state(config, run_dir, corpus, compute, objective)
-
-        begun = (run_dir / "config.yaml").exists()
-        logged_step = state.step - bool(state.unlogged) if begun else None
         sweep_leftovers(run_dir / "checkpoints")
+        checkpoint = newest_checkpoint(run_dir)
+        state = build_state(config, checkpoint, corpus, compute, objective)
+        require_room(run_dir, state, corpus.folder / "tokenizer.json", command)
+
+        begun = checkpoint is not None or (run_dir / "config.yaml").exists()
+        logged_step = state.step - bool(state.unlogged) if begun else None
         write_atomically(run_dir / "config.yaml", to_yaml(config))
         (run_dir / EVALUATION).unlink(missing_ok=True)
         with Tracker.open(config, run_dir, logged_step, console) as tracker:
-            run = _Run(config, run_dir, corpus, state, compute, tracker, objective)
+            published = checkpoint.step if checkpoint else None
+            run = _Run(config, run_dir, corpus, state, compute, tracker, objective, published)
             run.introduce(command)
             loop = TrainingLoop(state, loader, config, compute, measure_peak_flops(compute), objective)
             exit_code = run.train_and_finish(loop, write_report, write_split_report)
@@ -124,6 +108,8 @@ class _Run:
     compute: Compute
     tracker: Tracker
     objective: Likelihood
+    published: int | None
+    """The step of the newest checkpoint."""
     calibration: FittedTemperature | str | None = None
     """Known once the last step is done: the fitted temperature, or the reason why there is none."""
 
@@ -158,7 +144,8 @@ class _Run:
                 self.score_further_splits(loop, write_split_report)
                 by_size = self.fit_by_size(loop)
             except StopRequested as signal:
-                self.publish_checkpoint()
+                if self.published != self.state.step:
+                    self.publish_checkpoint()
                 self.tracker.note(
                     f"stopped by {signal} after step {self.state.step:,}; the same command continues from there"
                 )
@@ -240,7 +227,8 @@ class _Run:
             self.calibration_json(),
             self.objective.teacher,
         )
-        prune_checkpoints(self.run_dir, self.config.trainer.keep_checkpoints)
+        self.published = self.state.step
+        prune_checkpoints(self.run_dir, self.config.trainer.keep_checkpoints, self.state.step)
 
     def draw_samples(self) -> list[str]:
         """The texts of ``sample.*``; at temperature 1 where the fitted one was wanted and there is none."""
@@ -270,47 +258,6 @@ class _Run:
         self.tracker.report(self.run_dir / "report.html", diagram, lines)
 
 
-def _is_finished(config: TrainConfig, run_dir: Path) -> bool:
-    path = run_dir / EVALUATION
-    if not path.exists():
-        return False
-    try:
-        step = int(json.loads(path.read_text(encoding="utf-8"))["step"])
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path}: not the evaluation of a run; remove it to evaluate the run again") from None
-    by_time = config.trainer.max_seconds is not None
-    if not by_time and run_progress(config.trainer, step, 0.0) < 1:
-        return False
-    console = Console()
-    console.note(f"{run_dir}: this run is finished ({step:,} steps, {EVALUATION} is there), so there is nothing to do.")
-    console.note("For a longer one raise trainer.max_steps; for a new one give another hydra.run.dir, or none.")
-    console.result(str(run_dir))
-    return True
-
-
-def _check_same_run(config: TrainConfig, run_dir: Path) -> None:
-    path = run_dir / "config.yaml"
-    if not path.exists():
-        return
-    before, now = (flatten(c) for c in (from_yaml(path.read_text(encoding="utf-8"), TrainConfig), config))
-    differing = [
-        f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(CHANGEABLE)
-    ]
-    if differing:
-        raise ConfigError(
-            f"{run_dir}: this directory holds a run with another configuration:\n"
-            + "\n".join(differing)
-            + "\nGive the same values to continue it, or another hydra.run.dir for a new run."
-        )
-    if config.trainer.resume == "never":
-        raise ConfigError(
-            f"{run_dir}: trainer.resume=never, but this directory holds a run already. "
-            "Use trainer.resume=auto to continue it, or give another hydra.run.dir."
-        )
-
-
 def _open_corpus(config: TrainConfig, console: Console) -> PreparedCorpus:
     with console.progress(f"tokenizing {config.data.name}") as progress:
         folder = prepare(config.data, config.tokenizer, progress)
@@ -329,24 +276,3 @@ def _with_possible_prompt(config: TrainConfig, corpus: PreparedCorpus, console: 
         console.note(f"sample.{error} The samples will begin a new document instead.")
         return replace(config, sample=replace(config.sample, prompt=""))
     return config
-
-
-def _build_state(
-    config: TrainConfig, run_dir: Path, corpus: PreparedCorpus, compute: Compute, objective: Likelihood
-) -> TrainingState:
-    """A new state, or that of the newest valid checkpoint of the run directory."""
-    torch.manual_seed(config.seed)
-    model = GPT(config.model, corpus.tokenizer.vocab_size).to(compute.device)
-    state = TrainingState(model, build_optimizer(model, config.optimizer))
-    checkpoint = newest_checkpoint(run_dir)
-    if checkpoint is None:
-        return state
-    if checkpoint.manifest.get("corpus") != corpus.fingerprint:
-        raise CheckpointError(
-            f"{checkpoint.path}: trained on another corpus or tokenizer than the one given now (fingerprint "
-            f"{checkpoint.manifest.get('corpus')} there, {corpus.fingerprint} now). Restore the text, or start in "
-            "another hydra.run.dir."
-        )
-    check_same_teacher(checkpoint, objective)
-    checkpoint.load_state(state)
-    return state

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nanolm.calibration import TrailingCalibration
+from nanolm.errors import CheckpointError
 from nanolm.model import GPT
 from nanolm.optim import Optimizers
 from nanolm.tracking import Line
@@ -27,6 +28,8 @@ class TrainingState:
     """Wall time of training, evaluations and checkpoints included, over all starts of the run."""
     skipped_steps: int = 0
     """Steps whose gradient was not finite, so that they left the weights as they were."""
+    skipped_in_a_row: int = 0
+    """How many of them were the last ones."""
     trailing: TrailingCalibration = field(default_factory=TrailingCalibration)
     """Confidence and accuracy of the last 65,536 tokens or more, for ``train/ece``."""
     unlogged: Line = field(default_factory=dict)
@@ -40,6 +43,7 @@ class TrainingState:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "trailing": self.trailing.state_dict(),
             "unlogged": self.unlogged,
         }
@@ -48,12 +52,21 @@ class TrainingState:
         """Restore what ``state_dict`` gave.
 
         Raises:
-            KeyError, ValueError: a part is missing or belongs to another optimizer.
+            CheckpointError: a part is missing or unknown, or belongs to another model or optimizer.
         """
-        self.optimizers.load_state_dict(stored["optimizers"])
+        expected = self.state_dict().keys()
+        if stored.keys() != expected:
+            missing, unknown = (sorted(map(str, keys)) for keys in (expected - stored.keys(), stored.keys() - expected))
+            raise CheckpointError(
+                f"not a training state: missing {', '.join(missing) or 'nothing'}, "
+                f"unknown {', '.join(unknown) or 'nothing'}"
+            )
+        updated = int(stored["step"]) > int(stored["skipped_steps"])
+        self.optimizers.load_state_dict(stored["optimizers"], updated=updated)
         self.step = int(stored["step"])
         self.tokens = int(stored["tokens"])
         self.seconds = float(stored["seconds"])
         self.skipped_steps = int(stored["skipped_steps"])
+        self.skipped_in_a_row = int(stored["skipped_in_a_row"])
         self.trailing.load_state_dict(stored["trailing"])
         self.unlogged = dict(stored["unlogged"])

@@ -31,7 +31,7 @@ def saving(tiny, tmp_path):
         save_checkpoint(
             run_dir, state, config, corpus.tokenizer, corpus.fingerprint, {"temperature": None, "reason": ""}
         )
-        prune_checkpoints(run_dir, 1)
+        prune_checkpoints(run_dir, 1, step)
 
     save(1)
     return run_dir, save
@@ -42,8 +42,9 @@ def check(run_dir, save):
     step = find_checkpoint(run_dir).step
     assert step in (1, 2)
     sweep_leftovers(run_dir / "checkpoints")
-    assert set(os.listdir(run_dir / "checkpoints")) >= {f"step-{step:08d}"}
-    assert all(name.startswith("step-") for name in os.listdir(run_dir / "checkpoints"))
+    left = sorted(os.listdir(run_dir / "checkpoints"))
+    assert left[-1] == f"step-{step:08d}"
+    assert [find_checkpoint(run_dir / "checkpoints" / name).step for name in left] == [int(name[5:]) for name in left]
     save(3)
     assert find_checkpoint(run_dir).step == 3
     assert [path.name for path in list_checkpoints(run_dir)] == ["step-00000003"]
@@ -66,6 +67,23 @@ def test_killed_before_every_open_sync_rename_and_removal(saving):
     assert len(found) >= 15  # files, syncs, the rename, the removal of the older one
     assert found == sorted(found)  # the old one up to the rename, the new one from then on
     assert {1, 2} == set(found)
+
+
+def test_killed_while_a_checkpoint_of_the_same_step_is_replaced(saving):
+    """The only one that is kept: after a stop at step 1, the last evaluation adds the temperature to it."""
+    run_dir, save = saving
+    for call in range(200):
+        status = in_child(lambda: save(1), kill_at(call))
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL, (call, status)
+        sweep_leftovers(run_dir / "checkpoints")  # as the next start does before it looks for checkpoints
+        assert os.listdir(run_dir / "checkpoints") == ["step-00000001"]
+        assert find_checkpoint(run_dir).step == 1
+    else:
+        raise AssertionError("the save never came to its end")
+    assert call >= 15
+    assert os.listdir(run_dir / "checkpoints") == ["step-00000001"]
 
 
 @pytest.mark.parametrize("fatal", [False, True], ids=["disk full", "killed half-way"])

@@ -1,40 +1,26 @@
 """SIGTERM or Ctrl-C at any place of a step ends the run after its last completed step; it continues as if untouched."""
 
-import json
+import contextlib
+import os
 import signal
 
 import pytest
-import safetensors.torch
-import torch
 
-from nanolm.report import write_run_report
-from nanolm.training import find_checkpoint, train
-from nanolm.training.loop import TrainingLoop
-
-TIMES = {"train/seconds", "train/tokens_per_second", "train/mfu"}
-
-
-def run(config, run_dir):
-    run_dir.mkdir(exist_ok=True)
-    return train(config, run_dir, "python scripts/train.py", write_run_report)
-
-
-def outcome(run_dir):
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
-    checkpoint = find_checkpoint(run_dir)
-    state = torch.load(checkpoint.path / "training_state.pt", weights_only=True)
-    del state["seconds"]
-    return metrics, str(state), safetensors.torch.load_file(checkpoint.path / "model.safetensors")
+from nanolm.training import find_checkpoint
+from tests.faults.injection import in_child
+from tests.faults.runs import metrics, outcome, run
 
 
 @pytest.fixture
-def straight(tiny, tmp_path):
-    config = tiny(
-        "trainer.eval_every=3", "trainer.micro_batch_size=1", "trainer.checkpoint_every=4", "model.dropout=0.1"
+def config(tiny):
+    return tiny(
+        "trainer.eval_every=3",
+        "trainer.micro_batch_size=1",
+        "trainer.checkpoint_every=4",
+        "trainer.keep_checkpoints=1",
+        "model.dropout=0.1",
+        "evaluate.batch_size=2",
     )
-    run(config, tmp_path / "straight")
-    return config, outcome(tmp_path / "straight")
 
 
 def after_calls(function, calls, number):
@@ -56,49 +42,84 @@ def after_calls(function, calls, number):
 
 
 PLACES = [
-    ("start of a step", "nanolm.training.loop.learning_rate_factor", 3, signal.SIGINT),
-    ("forward", "nanolm.training.objective.linear_nll", 5, signal.SIGTERM),  # the first micro-batch of step 2
-    ("accumulation", "nanolm.training.objective.linear_nll", 6, signal.SIGINT),  # and its second
-    ("save", "nanolm.training.checkpoint.file_table", 1, signal.SIGTERM),
+    ("start of a step", "nanolm.training.loop.learning_rate_factor", 3, signal.SIGINT, 2),
+    ("forward", "nanolm.training.loop.TrainingLoop._forward", 5, signal.SIGTERM, 1),  # the first micro-batch of step 2
+    ("accumulation", "nanolm.training.loop.TrainingLoop._forward", 6, signal.SIGINT, 1),  # and its second
+    ("backward", "torch.Tensor.backward", 11, signal.SIGTERM, 2),
+    ("update", "nanolm.optim.muon.Muon.step", 2, signal.SIGINT, 2),
+    ("metrics line", "nanolm.tracking.MetricsFile.write", 2, signal.SIGTERM, 2),
+    ("evaluation", "nanolm.evaluation.score.linear_nll", 2, signal.SIGTERM, 3),
+    ("temperature fit", "nanolm.evaluation.temperature.fit_temperature", 1, signal.SIGINT, 6),
+    ("last evaluation", "nanolm.evaluation.score.linear_nll", 20, signal.SIGTERM, 6),
+    ("save", "nanolm.training.checkpoint.file_table", 1, signal.SIGTERM, 4),
+    ("pruning", "nanolm.training.run.prune_checkpoints", 1, signal.SIGINT, 4),
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "calls", "number"), [rest for _, *rest in PLACES], ids=[place for place, *_ in PLACES]
-)
-def test_a_signal_costs_nothing(straight, tmp_path, monkeypatch, name, calls, number):
-    config, (metrics, state, weights) = straight
+def find(name):
+    """The function of a dotted name, through modules and classes."""
     module, _, attribute = name.rpartition(".")
-    function = getattr(__import__(module, fromlist=[attribute]), attribute)
+    owner = find(module) if module.rpartition(".")[2][:1].isupper() else __import__(module, fromlist=[attribute])
+    return getattr(owner, attribute)
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "number", "step"), [rest for _, *rest in PLACES], ids=[place for place, *_ in PLACES]
+)
+def test_a_signal_costs_nothing(config, straight, tmp_path, monkeypatch, name, calls, number, step):
+    run_dir = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(name, after_calls(function, calls, number))
-        assert run(config, tmp_path / "stopped") == 3
-    checkpoint = find_checkpoint(tmp_path / "stopped")
-    assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) == checkpoint.step
-    assert run(config, tmp_path / "stopped") == 0
-    found_metrics, found_state, found_weights = outcome(tmp_path / "stopped")
-    assert found_metrics == metrics
-    assert found_state == state
-    assert all(torch.equal(found_weights[key], weights[key]) for key in weights)
+        patch.setattr(name, after_calls(find(name), calls, number))
+        assert run(config, run_dir) == 3
+    assert os.listdir(run_dir / "checkpoints") == [f"step-{step:08d}"]  # one, and it is valid
+    checkpoint = find_checkpoint(run_dir)
+    waits_for_its_evaluation = step in (3, 6)
+    assert len(metrics(run_dir)) == checkpoint.step - waits_for_its_evaluation
+    assert run(config, run_dir) == 0
+    assert outcome(run_dir) == straight(config)
 
 
-def test_a_second_signal_ends_at_once_and_leaves_the_last_valid_checkpoint(straight, tmp_path, monkeypatch):
-    config, (metrics, state, _) = straight
-    original = TrainingLoop._forward
+TWICE = [
+    ("forward", "nanolm.training.loop.TrainingLoop._forward", 19, 4),
+    ("evaluation", "nanolm.evaluation.score.linear_nll", 2, None),  # of step 3, before the first checkpoint
+    ("save, files written", "nanolm.training.checkpoint.file_table", 1, None),
+    ("save, published", "nanolm.training.run.prune_checkpoints", 1, 4),
+    ("last save, files written", "nanolm.training.checkpoint.file_table", 2, 4),
+]
 
-    def twice(self, inputs, targets):
-        if self.state.step == 5:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-        return original(self, inputs, targets)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingLoop, "_forward", twice)
-        with pytest.raises(KeyboardInterrupt):
-            run(config, tmp_path / "stopped")
-    assert find_checkpoint(tmp_path / "stopped").step == 4
-    assert run(config, tmp_path / "stopped") == 0
-    assert outcome(tmp_path / "stopped")[:2] == (metrics, state)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("name", "calls", "step"), [rest for _, *rest in TWICE], ids=[place for place, *_ in TWICE])
+def test_a_second_signal_ends_at_once_and_leaves_the_last_valid_checkpoint(
+    config, straight, tmp_path, name, calls, step, number
+):
+    """In a child, which dies of it: of SIGTERM as a process does, of Ctrl-C with a KeyboardInterrupt."""
+    run_dir = tmp_path / "stopped"
+    function, seen = find(name), []
+
+    def twice(*args, **kwargs):
+        result = function(*args, **kwargs)
+        seen.append(1)
+        if len(seen) == calls:
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            raise AssertionError("still alive")
+        return result
+
+    def interrupted():
+        pytest.MonkeyPatch().setattr(name, twice)
+        with contextlib.suppress(KeyboardInterrupt):
+            run(config, run_dir)
+            raise AssertionError("it was not interrupted")
+
+    status = in_child(interrupted)
+    assert status == (0 if number == signal.SIGINT else number)
+    if step is None:
+        assert not any(name.startswith("step-") for name in os.listdir(run_dir / "checkpoints"))
+    else:
+        assert find_checkpoint(run_dir).step == step
+    assert run(config, run_dir) == 0
+    assert outcome(run_dir) == straight(config)
 
 
 def test_a_finished_run_resumed_at_an_epochs_boundary_goes_on_whole(tiny, tmp_path):
@@ -107,10 +128,7 @@ def test_a_finished_run_resumed_at_an_epochs_boundary_goes_on_whole(tiny, tmp_pa
     run(tiny(*options, "trainer.max_steps=24"), tmp_path / "straight")
     for steps in (12, 13, 15, 24):
         assert run(tiny(*options, f"trainer.max_steps={steps}"), tmp_path / "longer") == 0
-    straight, longer = outcome(tmp_path / "straight"), outcome(tmp_path / "longer")
-    assert straight[1] == longer[1]
-    assert all(torch.equal(straight[2][key], longer[2][key]) for key in straight[2])
-    train_lines = [
-        [{k: v for k, v in line.items() if "val/" not in k} for line in found[0]] for found in (straight, longer)
-    ]
-    assert train_lines[0] == train_lines[1]
+    whole, longer = outcome(tmp_path / "straight"), outcome(tmp_path / "longer")
+    for found in (whole, longer):  # each of the runs ended with an evaluation of its own
+        found["metrics"] = [{k: v for k, v in line.items() if "val/" not in k} for line in found["metrics"]]
+    assert longer == whole

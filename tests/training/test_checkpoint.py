@@ -9,7 +9,13 @@ from nanolm.data import open_prepared, prepare
 from nanolm.errors import CheckpointError
 from nanolm.model import GPT
 from nanolm.optim import build_optimizer
-from nanolm.training.checkpoint import find_checkpoint, list_checkpoints, prune_checkpoints, save_checkpoint
+from nanolm.training.checkpoint import (
+    find_checkpoint,
+    list_checkpoints,
+    manifest_checksum,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from nanolm.training.state import TrainingState
 
 
@@ -76,8 +82,8 @@ def test_the_newest_that_verifies_is_taken(saved, caplog):
     run_dir, _ = saved
     assert find_checkpoint(run_dir).step == 7
     (run_dir / "checkpoints" / "step-00000007" / "manifest.json").unlink()
-    assert find_checkpoint(run_dir).step == 5  # without a manifest it never was a checkpoint: no warning
-    assert not caplog.records
+    assert find_checkpoint(run_dir).step == 5
+    assert "step-00000007: not a checkpoint, it has no manifest.json; trying the checkpoint before it" in caplog.text
     with open(run_dir / "checkpoints" / "step-00000005" / "model.safetensors", "ab") as file:
         file.write(b"?")
     assert find_checkpoint(run_dir).step == 3
@@ -86,9 +92,9 @@ def test_the_newest_that_verifies_is_taken(saved, caplog):
 
 def test_pruning_keeps_the_newest(saved):
     run_dir, _ = saved
-    prune_checkpoints(run_dir, keep=2)
+    prune_checkpoints(run_dir, keep=2, step=7)
     assert sorted(os.listdir(run_dir / "checkpoints")) == ["step-00000005", "step-00000007"]
-    prune_checkpoints(run_dir, keep=5)
+    prune_checkpoints(run_dir, keep=5, step=7)
     assert len(list_checkpoints(run_dir)) == 2
 
 
@@ -138,6 +144,7 @@ def test_a_pickle_bomb_is_refused_and_not_run(saved, tmp_path):
 
     table = file_table(path)
     manifest["files"] = {name: table[name] for name in manifest["files"]}
+    manifest["checksum"] = manifest_checksum(manifest)
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="not the training state of this run"):
         find_checkpoint(path).load_state(state)

@@ -10,6 +10,7 @@ from nanolm.config import command_line
 from nanolm.errors import CheckpointError, ConfigError
 from nanolm.loss import LossOptions, reference
 from nanolm.training import find_checkpoint, train
+from nanolm.training.checkpoint import manifest_checksum
 from nanolm.training.loop import TrainingLoop
 from nanolm.training.objective import Likelihood, open_objective, teacher_sha256
 from tests.training.test_run import Interrupted, assert_same_run, lines_of
@@ -109,6 +110,7 @@ def test_another_teacher_is_refused_naming_both(student, teacher, tmp_path, monk
     manifest = tmp_path / "run" / "checkpoints" / "step-00000003" / "manifest.json"
     content = json.loads(manifest.read_text())
     assert content.pop("teacher") == teacher_sha256(find_checkpoint(teacher))
+    content["checksum"] = manifest_checksum(content)
     manifest.write_text(json.dumps(content))  # as it was before there were teachers
     (tmp_path / "run" / "evaluation.json").unlink()
     with pytest.raises(CheckpointError, match=r"none there, weights of sha256"):

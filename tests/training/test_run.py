@@ -292,9 +292,9 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(tiny, tmp_path, monkeyp
     assert state["skipped_steps"] == 2
 
     steps["bad"] = set(range(100))
-    with pytest.raises(NonFiniteError, match="10 steps in a row"):
+    with pytest.raises(NonFiniteError, match="NaN or infinity 10 times in a row"):
         run(tiny("trainer.max_steps=30", "trainer.checkpoint_every=null"), tmp_path / "bad")
-    assert not (tmp_path / "bad" / "checkpoints").exists()
+    assert not list((tmp_path / "bad" / "checkpoints").iterdir())
 
 
 def test_a_limit_in_seconds_ends_the_run_and_its_schedule(tiny, tmp_path):

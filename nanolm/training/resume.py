@@ -1,0 +1,143 @@
+"""What a run directory holds already: a finished run, one to continue, or one that is another.
+
+A run is the same where its configuration agrees in all that decides its numbers, and its checkpoints are of the same
+text, tokenizer and teacher. Everything else is refused with the differences, one line a key.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from nanolm.config import flatten, from_yaml
+from nanolm.config.schema import TrainConfig
+from nanolm.data import PreparedCorpus
+from nanolm.device import Compute
+from nanolm.errors import CheckpointError, ConfigError
+from nanolm.model import GPT
+from nanolm.optim import build_optimizer
+from nanolm.tracking import Console
+from nanolm.training.checkpoint import Checkpoint
+from nanolm.training.loop import run_progress
+from nanolm.training.objective import Likelihood, check_same_teacher
+from nanolm.training.state import TrainingState
+
+EVALUATION = "evaluation.json"
+
+# A continued run may differ in these: they change what is kept and shown, never what is computed; and in its length.
+CHANGEABLE = (
+    "name",
+    "data.root",
+    "data.path",
+    "evaluate.further_splits",
+    "evaluate.calibration_sizes",
+    "loss.distillation.teacher",  # the path; the weights are compared with those that the checkpoints name
+    "trainer.max_steps",
+    "trainer.max_seconds",
+    "trainer.checkpoint_every",
+    "trainer.keep_checkpoints",
+    "trainer.log_every",
+    "trainer.resume",
+    "sample.",
+    "wandb.",
+)
+
+
+def is_finished(config: TrainConfig, run_dir: Path) -> bool:
+    """Whether the run has reached its length and been evaluated; the user is told so then.
+
+    Raises:
+        CheckpointError: ``evaluation.json`` is not what a run writes.
+    """
+    path = run_dir / EVALUATION
+    if not path.exists():
+        return False
+    try:
+        step = int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path}: not the evaluation of a run; remove it to evaluate the run again") from None
+    by_time = config.trainer.max_seconds is not None
+    if not by_time and run_progress(config.trainer, step, 0.0) < 1:
+        return False
+    console = Console()
+    console.note(f"{run_dir}: this run is finished ({step:,} steps, {EVALUATION} is there), so there is nothing to do.")
+    console.note("For a longer one raise trainer.max_steps; for a new one give another hydra.run.dir, or none.")
+    console.result(str(run_dir))
+    return True
+
+
+def check_same_run(config: TrainConfig, run_dir: Path) -> None:
+    """Raise ConfigError where the directory's ``config.yaml`` is of another run, or ``trainer.resume`` is never."""
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        return
+    try:
+        before = from_yaml(path.read_text(encoding="utf-8"), TrainConfig)
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: expected the configuration of this run: {error}. Copy config.yaml there from one of its "
+            "checkpoints, or give another hydra.run.dir for a new run."
+        ) from None
+    if differing := differences(before, config):
+        raise ConfigError(
+            f"{run_dir}: this directory holds a run with another configuration:\n"
+            + "\n".join(differing)
+            + "\nGive the same values to continue it, or another hydra.run.dir for a new run."
+        )
+    if config.trainer.resume == "never":
+        raise ConfigError(
+            f"{run_dir}: trainer.resume=never, but this directory holds a run already. "
+            "Use trainer.resume=auto to continue it, or give another hydra.run.dir."
+        )
+
+
+def differences(there: TrainConfig, config: TrainConfig) -> list[str]:
+    """What a continued run may not differ in, one line a key."""
+    before, now = flatten(there), flatten(config)
+    return [
+        f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(CHANGEABLE)
+    ]
+
+
+def build_state(
+    config: TrainConfig, checkpoint: Checkpoint | None, corpus: PreparedCorpus, compute: Compute, objective: Likelihood
+) -> TrainingState:
+    """A new state, or that of a checkpoint.
+
+    Raises:
+        CheckpointError: it is of another configuration, text, tokenizer or teacher, or its state is not whole.
+    """
+    torch.manual_seed(config.seed)
+    model = GPT(config.model, corpus.tokenizer.vocab_size).to(compute.device)
+    state = TrainingState(model, build_optimizer(model, config.optimizer))
+    if checkpoint is None:
+        return state
+    differing = differences(checkpoint.config, config)
+    there, here = checkpoint.tokenizer, corpus.tokenizer
+    if there.fingerprint != here.fingerprint:
+        differing.append(
+            f"  tokenizer: {there.name} of {there.vocab_size:,} ids there, {here.name} of {here.vocab_size:,} now, "
+            f"with sha256 {there.fingerprint:.12} and {here.fingerprint:.12}"
+        )
+    if checkpoint.manifest.get("corpus") != corpus.fingerprint:
+        differing.append(
+            f"  corpus: fingerprint {checkpoint.manifest.get('corpus')!s:.12} there, {corpus.fingerprint:.12} now "
+            f"({corpus.folder})"
+        )
+    if differing:
+        raise CheckpointError(
+            f"{checkpoint.path}: this checkpoint is of another run than the one asked for:\n"
+            + "\n".join(differing)
+            + "\nRestore the text and the values to continue it, or give another hydra.run.dir for a new run."
+        )
+    check_same_teacher(checkpoint, objective)
+    try:
+        checkpoint.load_state(state)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. Nothing was changed. Move {checkpoint.path} away to continue from the checkpoint before it, or "
+            "give another hydra.run.dir for a new run."
+        ) from None
+    return state
