@@ -55,11 +55,6 @@ def parse_json(data: bytes) -> Any:
     raise ValueError(f"nested deeper than {MAX_NESTING} levels")
 
 
-def is_plain_file(path: Path) -> bool:
-    """Whether a path is a regular file itself: no link, which may lead out of its folder, and no pipe or device."""
-    return os.path.isfile(path) and not os.path.islink(path)
-
-
 def sync_directory(path: Path) -> None:
     """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -148,7 +143,8 @@ def check_file_table(folder: Path, table: object, error: type[NanolmError]) -> N
         if not isinstance(entry, dict) or not {"sha256", "size"} <= entry.keys():
             raise error(f"{manifest}: expected sha256 and size for {name!r:.80}, found {entry!r:.80}")
         path = folder / name
-        check_listed_file(path, error)
+        if reason := why_no_file(path):
+            raise error(f"{path}: {reason}")
         if path.stat().st_size != entry["size"]:
             raise error(
                 f"{path}: expected {entry['size']!r:.30} bytes, found {path.stat().st_size}: the file is damaged"
@@ -162,16 +158,14 @@ def check_file_table(folder: Path, table: object, error: type[NanolmError]) -> N
             raise error(f"{path}: its sha256 is not the one in manifest.json: {reason}")
 
 
-def check_listed_file(path: Path, error: type[NanolmError]) -> None:
-    """Raises ``error`` if a file that a manifest names is missing, or is no file of its folder itself."""
-    if is_plain_file(path):
-        return
+def why_no_file(path: Path) -> str | None:
+    """Why a file that a manifest names cannot be taken: it is missing, or no file of its folder itself; None if it can.
+
+    A link may lead anywhere, a pipe may never end.
+    """
     if os.path.islink(path):
-        raise error(
-            f"{path}: expected a file, found a link, which may lead anywhere; copy the folder with what its links "
-            "point to (`cp -rL`)"
-        )
-    raise error(f"{path}: this file is named in manifest.json but it is missing")
+        return "expected a file, found a link; copy the folder with what its links point to (`cp -rL`)"
+    return None if os.path.isfile(path) else "this file is named in manifest.json but it is missing"
 
 
 @contextlib.contextmanager

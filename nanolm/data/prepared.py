@@ -19,7 +19,7 @@ from nanolm.data.splits import SPLITS
 from nanolm.data.tokenizer import Tokenizer
 from nanolm.data.tokenizer_file import load_tokenizer
 from nanolm.errors import DataError
-from nanolm.files import check_file_table, check_listed_file, is_plain_file, parse_json
+from nanolm.files import check_file_table, parse_json, why_no_file
 
 FORMAT = "nanolm prepared corpus"
 FORMAT_VERSION = 1
@@ -209,10 +209,10 @@ class _Manifest:
         return value
 
     def checked(self) -> dict[str, Any]:
-        if not is_plain_file(self.path):
-            if os.path.lexists(self.path):
-                self.refuse("expected a file, found a link or something else")
+        if not os.path.lexists(self.path):
             raise DataError(f"{self.folder}: not a prepared corpus: it has no {MANIFEST}; tokenize first")
+        if why_no_file(self.path):
+            self.refuse("expected a file, found a link or something else")
         try:
             manifest = parse_json(self.path.read_bytes())
         except OSError as error:
@@ -242,7 +242,8 @@ class _Manifest:
             size = self.number(entry, "size")
             self.get(entry, "sha256", str)
             path = self.folder / name
-            check_listed_file(path, DataError)
+            if reason := why_no_file(path):
+                raise DataError(f"{path}: {reason}. {_AGAIN}")
             if path.stat().st_size != size:
                 raise DataError(f"{path}: expected {size:,} bytes, found {path.stat().st_size:,}. {_AGAIN}")
         if TOKENIZER not in files:
