@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from nanolm.errors import NanolmError
 
@@ -35,15 +35,11 @@ def parse_json(data: bytes) -> Any:
     """What a JSON file holds that may be damaged, or made by a stranger.
 
     Raises:
-        ValueError: not UTF-8, not JSON, a NaN or an infinity, or nested so deeply that a message about it, or a hash
-            of it, could not be made.
+        ValueError: not UTF-8, not JSON, or nested so deeply that a message about it, or a hash of it, could not be
+            made.
     """
-
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is no number of JSON")
-
     try:
-        content = json.loads(data.decode("utf-8"), parse_constant=refuse)
+        content = json.loads(data.decode("utf-8"))
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_NESTING} levels") from None
     level: list[Any] = [content]

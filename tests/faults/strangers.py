@@ -1,5 +1,6 @@
 """What a stranger would send: checkpoints and corpora whose manifests fit whatever else was done to them."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -9,7 +10,6 @@ import torch
 
 from nanolm.config import command_line, load
 from nanolm.data import open_prepared, prepare
-from nanolm.data.prepared import fingerprint_of
 from nanolm.files import file_table
 from nanolm.model import GPT
 from nanolm.optim import build_optimizer
@@ -68,8 +68,10 @@ def resign(folder, change=lambda manifest: None):
     path.unlink()
     manifest["files"] = file_table(folder)
     change(manifest)
-    if "fingerprint" in manifest:
-        manifest["fingerprint"] = fingerprint_of(manifest)
+    for own in ("fingerprint", "checksum"):  # of a corpus, of a checkpoint
+        if own in manifest:
+            rest = {key: value for key, value in manifest.items() if key != own}
+            manifest[own] = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps(manifest))
 
 
