@@ -34,7 +34,7 @@ from nanolm.data.shards import SplitWriter
 from nanolm.data.splits import SPLITS, split_documents
 from nanolm.data.tokenizer import Tokenizer, UnknownCharacter, train_tokenizer
 from nanolm.errors import DataError
-from nanolm.files import TEMPORARY_SUFFIX, atomic_directory, file_table, lock
+from nanolm.files import atomic_directory, file_table, lock
 
 BATCH_CHARACTERS = 1 << 20
 BATCHES_IN_FLIGHT = 3
@@ -126,7 +126,7 @@ def _is_whole(folder: Path) -> bool:
 
 def _leftovers(folder: Path) -> list[Path]:
     """What killed processes left of this folder; of a living one there may be some too, which its lock protects."""
-    return list(folder.parent.glob(f".{folder.name}.*{TEMPORARY_SUFFIX}"))
+    return list(folder.parent.glob(f".{folder.name}.*.*"))  # as nanolm.files names them; not the lock
 
 
 def _find_with_tokenizer(root: Path, data: DataConfig, settings: dict[str, Any], tokenizer: Tokenizer) -> Path | None:

@@ -57,7 +57,7 @@ _MORE_PIECES = (
     b"\\",
 )
 
-wild = st.sampled_from(WILD) | st.integers() | st.floats() | st.text(max_size=5)
+wild = st.sampled_from(WILD) | st.integers() | st.floats() | st.text(max_size=5)  # copied before it is changed
 
 
 @st.composite
@@ -75,7 +75,7 @@ def mutated(draw, content):
             key = draw(st.sampled_from(keys))
         what = draw(st.sampled_from(["replace", "remove", "wrap", "add", "nest"]))
         if what == "replace" or parent is root:
-            parent[key] = draw(wild)
+            parent[key] = copy.deepcopy(draw(wild))
         elif what == "remove":
             del parent[key]
         elif what == "wrap":
@@ -84,9 +84,11 @@ def mutated(draw, content):
             for _ in range(draw(st.sampled_from([10, 70, 200]))):
                 parent[key] = [parent[key]]
         elif isinstance(parent, dict):
-            parent[draw(st.text(max_size=4) | st.sampled_from(["_target_", "../x", "\0"]))] = draw(wild)
+            parent[draw(st.text(max_size=4) | st.sampled_from(["_target_", "../x", "\0"]))] = copy.deepcopy(
+                copy.deepcopy(draw(wild))
+            )
         else:
-            parent.insert(draw(st.integers(0, len(parent))), draw(wild))
+            parent.insert(draw(st.integers(0, len(parent))), copy.deepcopy(draw(wild)))
     return root["root"]
 
 
