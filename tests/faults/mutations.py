@@ -84,9 +84,8 @@ def mutated(draw, content):
             for _ in range(draw(st.sampled_from([10, 70, 200]))):
                 parent[key] = [parent[key]]
         elif isinstance(parent, dict):
-            parent[draw(st.text(max_size=4) | st.sampled_from(["_target_", "../x", "\0"]))] = copy.deepcopy(
-                copy.deepcopy(draw(wild))
-            )
+            name = draw(st.text(max_size=4) | st.sampled_from(["_target_", "../x", "\0"]))
+            parent[name] = copy.deepcopy(draw(wild))
         else:
             parent.insert(draw(st.integers(0, len(parent))), copy.deepcopy(draw(wild)))
     return root["root"]
