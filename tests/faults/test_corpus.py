@@ -224,6 +224,8 @@ def test_no_room_for_the_files(whole, tokenize, fatal):
             if f"{folder}: cannot be written: File too large; free space there" in str(error):
                 raise OSError from error
             raise
+        except OSError as error:
+            raise AssertionError("told by the system and not in words") from error
 
     for limit in (0, 1, *(size - 1 for size in sizes)):
         status = in_child(told, file_limit(limit, fatal=fatal))
