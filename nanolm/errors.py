@@ -4,11 +4,24 @@ A user's mistake is one of these and its message names the file or key, what was
 found and what to do next. A broken invariant of our own is an ``assert``.
 """
 
+import re
+
+# All that commands a terminal, hides text on it or reorders it; line breaks and tabs are text.
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)")
+
+
+def visible(text: str) -> str:
+    """The text with its control characters written out, such as ``\\x1b``: names of files and texts of strangers."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
 
 class NanolmError(Exception):
     """Anything nanolm tells its user in words instead of a traceback."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class ConfigError(NanolmError, ValueError):

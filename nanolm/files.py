@@ -19,17 +19,39 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nanolm.errors import NanolmError
 
 TEMPORARY_SUFFIX = ".tmp"
 ASIDE_SUFFIX = ".old"
+MAX_NESTING = 64
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_json(data: bytes) -> Any:
+    """What a JSON file holds that may be damaged, or made by a stranger.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, or nested so deeply that a message about it, or a hash of it, could not be
+            made.
+    """
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_NESTING} levels") from None
+    level: list[Any] = [content]
+    for _ in range(MAX_NESTING):
+        parents = [item for item in level if isinstance(item, dict | list)]
+        level = [child for item in parents for child in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return content
+    raise ValueError(f"nested deeper than {MAX_NESTING} levels")
 
 
 def sync_directory(path: Path) -> None:
@@ -131,20 +153,38 @@ def check_file_table(folder: Path, table: object, error: type[NanolmError]) -> N
     Raises:
         error: a name that leaves the folder, a file that is missing, of another size, or of another hash.
     """
+    manifest = folder / "manifest.json"
     if not isinstance(table, dict) or not table:
-        raise error(f"{folder / 'manifest.json'}: expected a table of files, found {table!r:.80}")
+        raise error(f"{manifest}: expected a table of files, found {table!r:.80}")
     for name, entry in table.items():
         if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", ".."):
-            raise error(f"{folder / 'manifest.json'}: {name!r} is not the plain name of a file in its folder")
+            raise error(f"{manifest}: {name!r:.80} is not the plain name of a file in its folder")
         if not isinstance(entry, dict) or not {"sha256", "size"} <= entry.keys():
-            raise error(f"{folder / 'manifest.json'}: expected sha256 and size for {name!r}, found {entry!r:.80}")
+            raise error(f"{manifest}: expected sha256 and size for {name!r:.80}, found {entry!r:.80}")
         path = folder / name
-        if not path.is_file():
-            raise error(f"{path}: this file is named in manifest.json but it is missing")
+        if reason := why_no_file(path):
+            raise error(f"{path}: {reason}")
         if path.stat().st_size != entry["size"]:
-            raise error(f"{path}: expected {entry['size']} bytes, found {path.stat().st_size}: the file is damaged")
-        if sha256_of(path) != entry["sha256"]:
-            raise error(f"{path}: its sha256 is not the one in manifest.json: the file is damaged")
+            raise error(
+                f"{path}: expected {entry['size']!r:.30} bytes, found {path.stat().st_size}: the file is damaged"
+            )
+    for name, entry in table.items():
+        path, found = folder / name, sha256_of(folder / name)
+        if found != entry["sha256"]:
+            owners = (other for other, listed in table.items() if listed["sha256"] == found)
+            owner = next(owners, None)
+            reason = "the file is damaged" if owner is None else f"it holds the content of {owner!r:.80}"
+            raise error(f"{path}: its sha256 is not the one in manifest.json: {reason}")
+
+
+def why_no_file(path: Path) -> str | None:
+    """Why a file that a manifest names cannot be taken: it is missing, or no file of its folder itself; None if it can.
+
+    A link may lead anywhere, a pipe may never end.
+    """
+    if os.path.islink(path):
+        return "expected a file, found a link; copy the folder with what its links point to (`cp -rL`)"
+    return None if os.path.isfile(path) else "this file is named in manifest.json but it is missing"
 
 
 @contextlib.contextmanager
@@ -157,7 +197,7 @@ def lock(path: Path, error: type[NanolmError], purpose: str) -> Iterator[None]:
         error: another process holds it; the message names that process and the ``purpose`` of the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
+    with open(path, "a+", encoding="utf-8", opener=_open_no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -171,6 +211,11 @@ def lock(path: Path, error: type[NanolmError], purpose: str) -> Iterator[None]:
         file.write(json.dumps(owner))
         file.flush()
         yield
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    # The lock is emptied and written: through a link that would be another file.
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _describe_owner(text: str) -> str:

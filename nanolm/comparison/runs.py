@@ -1,6 +1,5 @@
 """Finished runs below a folder: their configuration, their figures, their sums over documents."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import yaml
 from nanolm.errors import DataError
 from nanolm.evaluation.measurement import read_units
 from nanolm.evaluation.sums import Array
+from nanolm.files import parse_json
 
 CONFIG = "config.yaml"
 
@@ -104,10 +104,10 @@ def _dotted(content: dict[Any, Any], prefix: str) -> list[tuple[str, Any]]:
 
 def _figures(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
         if not isinstance(content["nll"]["value"], int | float | None):
             raise TypeError("nll")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected the evaluation of a run, found {error!r}; evaluate the run again") from None
     assert isinstance(content, dict), "a list has no key nll"
     return content

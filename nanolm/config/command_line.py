@@ -168,6 +168,9 @@ def run_directory(path: Path, key: str) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(None, "no permission to write there")
+        for entry in path.iterdir():  # writing to one of them would change another file, which may lie anywhere
+            if entry.is_symlink() and not entry.is_dir():
+                raise OSError(None, f"{entry.name} in it is a link to a file")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(

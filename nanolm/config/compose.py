@@ -1,13 +1,14 @@
 """Hydra composes the YAML files; everything it may say about that is told in one message of ours."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nanolm.config.catalog import SCRIPTS, default_choices, find_configs
-from nanolm.config.convert import convert
+from nanolm.config.convert import convert, shown
 from nanolm.config.nearest import did_you_mean
 from nanolm.config.overrides import prepare
 from nanolm.config.validation import check_inputs, validate
@@ -79,10 +80,37 @@ def compose_prepared(script: str, overrides: list[str], config_dir: Path) -> Com
         swept = {
             str(key): str(value) for key, value in (OmegaConf.select(composed, "hydra.sweeper.params") or {}).items()
         }
+        _refuse_code(OmegaConf.to_container(composed.hydra, resolve=False), "hydra")
         with open_dict(composed):
             del composed["hydra"]
         container = OmegaConf.to_container(composed, resolve=True)
     return Composition(container, run_directory, sweep_directory, swept)
+
+
+# What Hydra and ``logging`` would make an object of or call, and the values that only name their own parts.
+_CALLS = {
+    "_target_": re.compile(r"(hydra\._internal\.core_plugins|hydra_plugins)\.[\w.]+"),
+    "class": re.compile(r"logging\.(handlers\.)?\w+"),
+    "()": None,
+    "factory": None,
+}
+_PLUGINS = ("hydra.launcher", "hydra.sweeper")
+
+
+def _refuse_code(node: Any, path: str) -> None:
+    """Refuse a section ``hydra`` that would have ``-m`` call anything but a launcher, a sweeper or a log handler.
+
+    A file of configuration may come from someone else, and its values are values.
+    """
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        if key in _CALLS:
+            allowed = _CALLS[key] if key != "_target_" or path in _PLUGINS else None
+            if allowed is None or not isinstance(value, str) or not allowed.fullmatch(value):
+                raise ConfigError(
+                    f"{path}.{key}: a configuration runs no code, so {shown(value)} is refused; choose a launcher or a "
+                    "sweeper with hydra/launcher=NAME or hydra/sweeper=NAME"
+                )
+        _refuse_code(value, f"{path}.{key}")
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ from nanolm.data.shards import SplitWriter
 from nanolm.data.splits import SPLITS, split_documents
 from nanolm.data.tokenizer import Tokenizer, UnknownCharacter, train_tokenizer
 from nanolm.errors import DataError
-from nanolm.files import TEMPORARY_SUFFIX, atomic_directory, file_table, lock
+from nanolm.files import atomic_directory, file_table, lock
 
 BATCH_CHARACTERS = 1 << 20
 BATCHES_IN_FLIGHT = 3
@@ -78,13 +78,13 @@ def prepare(
     else:
         wanted = {"vocab_size": tokenizer.vocab_size, "training_bytes": tokenizer.training_bytes}
     folder = root / f"{data.name}-{tokenizer.name}-{_digest({**settings, 'tokenizer': wanted})[:10]}"
-    if _is_whole(folder):
+    if _is_whole(folder) and not _leftovers(folder):
         return folder
     try:
         with _locked(folder):
+            for leftover in _leftovers(folder):
+                shutil.rmtree(leftover)
             if not _is_whole(folder):
-                for leftover in root.glob(f".{folder.name}.*{TEMPORARY_SUFFIX}"):
-                    shutil.rmtree(leftover)
                 with atomic_directory(folder) as temporary:
                     _write_corpus(temporary, corpus, data, settings, tokenizer, progress)
     except OSError as error:
@@ -122,6 +122,11 @@ def _is_whole(folder: Path) -> bool:
         logger.warning("%s It is made anew.", error)
         return False
     return True
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """What killed processes left of this folder; of a living one there may be some too, which its lock protects."""
+    return list(folder.parent.glob(f".{folder.name}.*.*"))  # as nanolm.files names them; not the lock
 
 
 def _find_with_tokenizer(root: Path, data: DataConfig, settings: dict[str, Any], tokenizer: Tokenizer) -> Path | None:

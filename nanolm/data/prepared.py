@@ -8,6 +8,7 @@ included, and its UTF-8 bytes. The ids of a split are one stream: ``<eot> docume
 import functools
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from nanolm.data.splits import SPLITS
 from nanolm.data.tokenizer import Tokenizer
 from nanolm.data.tokenizer_file import load_tokenizer
 from nanolm.errors import DataError
-from nanolm.files import check_file_table
+from nanolm.files import check_file_table, parse_json, why_no_file
 
 FORMAT = "nanolm prepared corpus"
 FORMAT_VERSION = 1
@@ -108,10 +109,28 @@ class TokenSplit:
                     )
                 ends.append(np.flatnonzero(block == tokenizer.end_of_text_id) + first + start)
         documents = self.documents
-        expected = np.concatenate([[0], documents.first_target + documents.num_tokens])
-        bytes_agree = documents.num_bytes.min() > 0 and documents.num_bytes.sum() == self.num_bytes
-        if not np.array_equal(np.concatenate(ends), expected) or not bytes_agree:
-            raise DataError(f"{self._documents_file}: does not agree with the end-of-texts of the shards. {_AGAIN}")
+        self._check_ends(np.concatenate(ends), np.concatenate([[0], documents.first_target + documents.num_tokens]))
+        if documents.num_bytes.min() <= 0 or documents.num_bytes.sum() != self.num_bytes:
+            raise DataError(
+                f"{self._documents_file}: does not agree with the {self.num_bytes:,} bytes of text that {MANIFEST} "
+                f"counts. {_AGAIN}"
+            )
+
+    def _check_ends(self, found: np.ndarray, expected: np.ndarray) -> None:
+        """Compare the places of the end-of-texts with those that follow from the document index."""
+        if np.array_equal(found, expected):
+            return
+        both = min(len(found), len(expected))
+        first = int(np.argmin(np.append(found[:both] == expected[:both], False)))
+        missing = first == len(found) or (first < both and expected[first] < found[first])
+        place = min(max(0, int((expected if missing else found)[first])), self.num_tokens)
+        shard = int(np.searchsorted(self._starts, place, side="right")) - 1
+        offset = place - int(self._starts[shard])
+        what = "should be an end-of-text and is none" if missing else "should not be an end-of-text and is one"
+        raise DataError(
+            f"{self._documents_file}: does not agree with {self.shards[shard]}, whose id at offset {offset:,} (byte "
+            f"{offset * self._ids[shard].itemsize:,}) {what}. {_AGAIN}"
+        )
 
 
 _AGAIN = "Delete the folder and tokenize again."
@@ -190,13 +209,15 @@ class _Manifest:
         return value
 
     def checked(self) -> dict[str, Any]:
+        if not os.path.lexists(self.path):
+            raise DataError(f"{self.folder}: not a prepared corpus: it has no {MANIFEST}; tokenize first")
+        if why_no_file(self.path):
+            self.refuse("expected a file, found a link or something else")
         try:
-            manifest = json.loads(self.path.read_bytes().decode("utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise DataError(f"{self.folder}: not a prepared corpus: it has no {MANIFEST}; tokenize first") from None
+            manifest = parse_json(self.path.read_bytes())
         except OSError as error:
             self.refuse(f"cannot be read: {error.strerror}")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             self.refuse(f"is not JSON: {error}")
         if self.get(manifest, "format", str) != FORMAT:
             self.refuse(f"expected the format {FORMAT!r}, found {manifest['format']!r:.60}")
@@ -216,13 +237,13 @@ class _Manifest:
 
     def check_files(self, files: dict[str, Any]) -> None:
         for name, entry in files.items():
-            if Path(name).name != name or name in ("", ".", ".."):
+            if os.path.basename(name) != name or name in ("", ".", ".."):
                 self.refuse(f"{name!r:.60} is not the plain name of a file in its folder")
             size = self.number(entry, "size")
             self.get(entry, "sha256", str)
             path = self.folder / name
-            if not path.is_file():
-                raise DataError(f"{path}: named in {MANIFEST}, but missing. {_AGAIN}")
+            if reason := why_no_file(path):
+                raise DataError(f"{path}: {reason}. {_AGAIN}")
             if path.stat().st_size != size:
                 raise DataError(f"{path}: expected {size:,} bytes, found {path.stat().st_size:,}. {_AGAIN}")
         if TOKENIZER not in files:

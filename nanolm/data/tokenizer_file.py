@@ -5,7 +5,6 @@ our own. A file that says anything else than the three tokenizers of nanolm woul
 would not be those of the model that it came with.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +17,7 @@ from nanolm.data.tokenizer import (
     Tokenizer,
 )
 from nanolm.errors import DataError
+from nanolm.files import parse_json
 
 # Parts that would change ids or text if they were there; nanolm writes none of them.
 _ABSENT = ("normalizer", "post_processor", "truncation", "padding")
@@ -53,12 +53,12 @@ class _TokenizerFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            content = json.loads(path.read_bytes().decode("utf-8"))
+            content = parse_json(path.read_bytes())
         except FileNotFoundError:
             self.refuse("there is no such file")
         except OSError as error:
             self.refuse(f"it cannot be read: {error.strerror}")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             self.refuse(f"it is not JSON: {error}")
         self.content = self.typed(content, dict, "the file")
 

@@ -2,7 +2,8 @@
 
 On a terminal, progress is a live bar with its figures. Everywhere else (a file, a pipe, ``TERM=dumb``,
 ``NO_COLOR``) it is plain lines without a single control code. Whatever is said here goes to the ``nanolm``
-logger too, so that ``train.log`` tells the same story.
+logger too, so that ``train.log`` tells the same story. A text may be a stranger's: control characters are
+written out, but for results that go elsewhere than to a terminal, which are exact.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from nanolm.errors import visible
 from nanolm.tracking.metrics_file import Line
 from nanolm.tracking.rates import seconds_left
 
@@ -87,8 +89,8 @@ class Console:
         """Print what the user asked for (a sample, a path) on standard output."""
         self.pause()
         for line in text.splitlines():
-            logger.info("%s", line)
-        _print(text, self._stdout)
+            logger.info("%s", visible(line))
+        _print(visible(text) if self._stdout.isatty() else text, self._stdout)
 
     def table(self, title: str, rows: Sequence[tuple[str, str | float, str]]) -> None:
         """Print a table of (name, value, unit or explanation) on standard output."""
@@ -170,6 +172,7 @@ class Console:
 
     def _say(self, text: str, *, above_bar: bool = True) -> None:
         """Log a line and print it, unless a bar shows it already."""
+        text = visible(text)
         logger.info("%s", text)
         with contextlib.suppress(OSError, ValueError):
             if self._bar is None:

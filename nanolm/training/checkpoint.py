@@ -9,9 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
-import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +25,8 @@ from nanolm.config import from_yaml, to_yaml
 from nanolm.config.schema import TrainConfig
 from nanolm.data import Tokenizer, load_tokenizer
 from nanolm.errors import CheckpointError, NanolmError
-from nanolm.files import atomic_directory, check_file_table, file_table, remove_directory
+from nanolm.evaluation.calibration_file import parse_calibration
+from nanolm.files import atomic_directory, check_file_table, file_table, parse_json, remove_directory, why_no_file
 from nanolm.model import GPT
 from nanolm.training.state import TrainingState
 
@@ -154,8 +153,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or it is not one of ours.
     """
+    if os.path.lexists(path / MANIFEST) and (reason := why_no_file(path / MANIFEST)):
+        raise CheckpointError(f"{path / MANIFEST}: {reason}")
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((path / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not a checkpoint, it has no {MANIFEST}") from None
     except (OSError, ValueError) as error:
@@ -166,6 +167,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
     if manifest.get("checksum") != manifest_checksum(manifest):
         raise CheckpointError(f"{path / MANIFEST}: its content is not that of its checksum: the file is damaged")
+    step = manifest.get("step")
+    if type(step) is not int or not 0 <= step < 1 << 63:
+        raise CheckpointError(f"{path / MANIFEST}: expected a number of steps under 'step', found {step!r:.60}")
     return manifest
 
 
@@ -198,16 +202,9 @@ class Checkpoint:
             return None
         path = self.path / CALIBRATION
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            temperature = content["temperature"]
-            if temperature is None:
-                str(content["reason"])
-            elif not 0 < float(temperature["value"]) < math.inf:
-                raise ValueError(f"a temperature of {temperature['value']}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: expected a fitted temperature, found {error!r}") from None
-        assert isinstance(content, dict), "a list has no key temperature"
-        return content
+            return parse_calibration(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: expected a fitted temperature, found another content: {error}") from None
 
     def fitted_temperature(self) -> tuple[float | None, str]:
         """The fitted temperature; None with the reason, and what to do, where there is none."""
@@ -222,10 +219,35 @@ class Checkpoint:
         return float(calibration["temperature"]["value"]), ""
 
     def load_model(self, device: torch.device) -> GPT:
-        """The model with its weights, in evaluation mode."""
+        """The model with its weights, in evaluation mode.
+
+        Raises:
+            CheckpointError: the weights are not those of the configuration.
+        """
+        self._check_shapes()
         model = GPT(self.config.model, self.tokenizer.vocab_size)
         self.load_weights(model)
         return model.to(device).eval()
+
+    def _check_shapes(self) -> None:
+        """Compare the shapes in the file with the configuration, a few words of which could ask for any memory."""
+        path = self.path / WEIGHTS
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            if self.config.model.num_hidden_layers > len(found):
+                raise ValueError(f"{self.config.model.num_hidden_layers} blocks in {len(found)} tensors")
+            with torch.device("meta"):  # no memory is taken
+                model = GPT(self.config.model, self.tokenizer.vocab_size)
+        except (safetensors.SafetensorError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"{path}: the weights do not fit the model: {error}") from None
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"{path}: the weights do not fit the model: {name}: expected {expected.get(name)}, found "
+                    f"{found.get(name)}"
+                )
 
     def load_weights(self, model: GPT) -> None:
         """Copy the weights into a model of the same shape.
@@ -250,7 +272,7 @@ class Checkpoint:
             state.load_state_dict(stored)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path / STATE}: {error}") from None
-        except (KeyError, ValueError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        except Exception as error:  # whatever torch, or a part of the state, stumbles over in a stranger's file
             raise CheckpointError(f"{self.path / STATE}: not the training state of this run: {error!r}") from None
         if state.step != self.step:
             raise CheckpointError(

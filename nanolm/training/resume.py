@@ -4,7 +4,6 @@ A run is the same where its configuration agrees in all that decides its numbers
 text, tokenizer and teacher. Everything else is refused with the differences, one line a key.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from nanolm.config.schema import TrainConfig
 from nanolm.data import PreparedCorpus
 from nanolm.device import Compute
 from nanolm.errors import CheckpointError, ConfigError
+from nanolm.files import parse_json
 from nanolm.model import GPT
 from nanolm.optim import build_optimizer
 from nanolm.tracking import Console
@@ -53,7 +53,9 @@ def is_finished(config: TrainConfig, run_dir: Path) -> bool:
     if not path.exists():
         return False
     try:
-        step = int(json.loads(path.read_text(encoding="utf-8"))["step"])
+        step = parse_json(path.read_bytes())["step"]
+        if type(step) is not int or not 0 <= step < 1 << 63:
+            raise ValueError(step)
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: not the evaluation of a run; remove it to evaluate the run again") from None
     by_time = config.trainer.max_seconds is not None
