@@ -77,7 +77,9 @@ def test_a_healthy_gradient_does_change_them(tiny):
     loop = new_loop(tiny())
     loop.step()
     weights, moments = everything(loop.state)
+    ece = loop.state.trailing.ece()
     loop.step()
+    assert loop.state.trailing.ece() != ece
     assert everything(loop.state)[0] != weights
     assert everything(loop.state)[1] != moments
 
