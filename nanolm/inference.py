@@ -60,10 +60,15 @@ def evaluate_checkpoint(config: EvaluateScriptConfig) -> Path:
         console.note(f"no fitted temperature: {calibration['reason']}")
     tokenizer, counted = checkpoint.tokenizer, corpus.splits.get("train", split)
     groups = frequency_groups(counted, tokenizer.vocab_size, tokenizer.end_of_text_id)
-    extras = Extras(temperature.value if temperature else None, groups, checkpoint.config.loss.label_smoothing)
+    loss = checkpoint.config.loss
+    smoothing = 0.0 if loss.distillation.teacher else loss.label_smoothing
+    extras = Extras(temperature.value if temperature else None, groups, smoothing)
     with console.progress(f"scoring {config.split}", unit="tokens") as progress:
         evaluation = evaluate(model, split, *how, progress, extras)
-    content = evaluation.as_json(checkpoint.step, temperature) | {"calibration": calibration}
+    content = evaluation.as_json(checkpoint.step, temperature) | {
+        "corpus": corpus.fingerprint,
+        "calibration": calibration,
+    }
     evaluation.write_documents(folder / f"documents-{config.split}.npz")
     write_evaluation_report(folder, checkpoint.path, content)
     write_atomically(folder / f"evaluation-{config.split}.json", json.dumps(content, indent=2) + "\n")

@@ -9,6 +9,7 @@ It is called clear where both leave 0 out on the same side. These are intervals 
 that are all 0, one leaves 0 out by chance.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from nanolm.calibration.intervals import Interval, Statistic, bootstrap_interval
-from nanolm.comparison.cells import Cell, Panel
+from nanolm.comparison.cells import Cell
 from nanolm.comparison.runs import Run
 from nanolm.evaluation.sums import AT_TEMPERATURE, STATISTICS, WIDTH, Array, column
 
@@ -40,6 +41,7 @@ PER_DOCUMENT: dict[str, Statistic] = {
 }
 
 NOT_OF_SUMS = "not a function of sums over documents"
+OTHER_TOKENS = "the runs were scored in other tokens or on another text"
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,14 @@ class Difference:
     """A cell's mean less the baseline cell's.
 
     ``documents`` and ``seeds`` are 95 % intervals; without bounds where there is none, with ``reason`` in words.
+    ``num_left_out`` are seeds that only one of the two cells has.
     """
 
     value: float
     documents: Interval
     seeds: Interval
     reason: str = ""
+    num_left_out: int = 0
 
     @property
     def is_clear(self) -> bool:
@@ -94,33 +98,60 @@ def over_seeds(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+@functools.cache
 def difference(cell: Cell, baseline: Cell, metric: str) -> Difference | None:
-    """How a figure of a cell differs from the baseline cell's; None where either lacks it."""
-    ours, theirs = spread(cell.runs, metric), spread(baseline.runs, metric)
-    if ours is None or theirs is None:
+    """How a figure of a cell differs from the baseline cell's, over the seeds that both have it for.
+
+    Where seeds are not paired, all runs of both cells are compared, and there is no interval over seeds. None where
+    either lacks the figure, and for figures per token of runs that cut the text into other tokens.
+    """
+    ours, theirs = (_with_figure(one, metric) for one in (cell, baseline))
+    if not ours or not theirs:
         return None
-    value = ours.mean - theirs.mean
-    reason = _unpaired(cell.runs, baseline.runs, metric)
-    documents = Interval(value, None, None) if reason else _over_documents(cell.runs, baseline.runs, metric)
-    return Difference(value, documents, _over_seeds(cell, baseline, metric, value), reason)
+    common = sorted(ours.keys() & theirs.keys())
+    left = [ours[seed] for seed in common or ours]
+    right = [theirs[seed] for seed in common or theirs]
+    value = _mean(left, metric) - _mean(right, metric)
+    reason = _unpaired(left, right, metric)
+    if reason == OTHER_TOKENS and metric != "bits_per_byte":
+        return None
+    documents = Interval(value, None, None) if reason else _over_documents(left, right, metric)
+    seeds = Interval(value, None, None)
+    if common:
+        seeds = over_seeds([_mean([a], metric) - _mean([b], metric) for a, b in zip(left, right, strict=True)])
+    return Difference(value, documents, seeds, reason, max(len(ours), len(theirs)) - len(common))
+
+
+def _with_figure(cell: Cell, metric: str) -> dict[int, Run]:
+    return {seed: run for seed, run in cell.by_seed().items() if run.value(metric) is not None}
+
+
+def _mean(runs: Sequence[Run], metric: str) -> float:
+    return float(np.mean([run.value(metric) for run in runs]))
 
 
 def _unpaired(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> str:
     """Why there is no interval over documents; empty where there is one."""
+    runs = (*ours, *theirs)
+    texts = {run.figures.get("corpus") for run in runs}
+    units = [run.units for run in runs]
+    known = [unit for unit in units if unit is not None]
+    if len({len(unit) for unit in known}) > 1 or any(
+        not np.array_equal(column(unit, "tokens"), column(known[0], "tokens")) for unit in known
+    ):
+        same_bytes = len({len(unit) for unit in known}) == 1 and all(
+            np.array_equal(column(unit, "bytes"), column(known[0], "bytes")) for unit in known
+        )
+        if metric != "bits_per_byte" or not same_bytes:
+            return OTHER_TOKENS
+    elif len(texts) > 1:
+        return "the runs were not scored on the same text"
     if metric not in PER_DOCUMENT:
         return NOT_OF_SUMS
-    units = [run.units for run in (*ours, *theirs)]
-    if any(unit is None for unit in units):
-        return "documents-….npz of a run is missing"
-    first, *others = [unit for unit in units if unit is not None]
-    if metric in AT_TEMPERATURE and any(np.isnan(column(unit, metric)).any() for unit in (first, *others)):
+    if len(known) < len(units):
+        return "documents-….npz of a run is missing, or of another evaluation"
+    if metric in AT_TEMPERATURE and any(np.isnan(column(unit, metric)).any() for unit in known):
         return "a run has no temperature"
-    # Other tokens on the same documents can be compared per byte alone.
-    same = "bytes" if metric == "bits_per_byte" else "tokens"
-    if any(
-        len(other) != len(first) or not np.array_equal(column(other, same), column(first, same)) for other in others
-    ):
-        return "the runs were not scored on the same text in the same tokens"
     return ""
 
 
@@ -133,15 +164,3 @@ def _over_documents(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> 
         return np.asarray(values[..., :num_ours].mean(axis=-1) - values[..., num_ours:].mean(axis=-1))
 
     return bootstrap_interval(of_both, np.nan_to_num(sums))
-
-
-def _over_seeds(cell: Cell, baseline: Cell, metric: str, value: float) -> Interval:
-    ours, theirs = cell.by_seed(), baseline.by_seed()
-    pairs = [(ours[seed].value(metric), theirs[seed].value(metric)) for seed in sorted(ours.keys() & theirs.keys())]
-    found = [a - b for a, b in pairs if a is not None and b is not None]
-    return over_seeds(found) if found and len(found) == max(len(ours), len(theirs)) else Interval(value, None, None)
-
-
-def differences(panel: Panel, metric: str) -> list[Difference | None]:
-    """The differences of all cells of a panel; None for the baseline itself."""
-    return [None if cell is panel.baseline else difference(cell, panel.baseline, metric) for cell in panel.cells]

@@ -58,6 +58,9 @@ def compare_runs(config: CompareConfig, write_page: WritePage) -> Path:
     console = Console()
     for panel in comparison.panels:
         console.result(panel_text(panel, comparison))
+        if panel.repeated:
+            listed = "\n  ".join(str(run.path) for run in panel.repeated)
+            console.note(f"left out, since a later run has the same configuration and seed:\n  {listed}")
     if unfinished:
         listed = "\n  ".join(str(path) for path in unfinished)
         console.note(f"not finished, so left out, {len(unfinished)}:\n  {listed}")
@@ -74,7 +77,7 @@ def summarize_sweep(folder: Path, write_page: WritePage) -> None:
     A sweep without a finished run is a note: what its jobs had to say was said.
     """
     splits = {path.stem.removeprefix("evaluation-") for path in folder.glob("*/evaluation-*.json")}
-    for split in ("val", *sorted(splits)):
+    for split in ("val", *sorted(splits - {"val"})):
         print()
         try:
             compare_runs(CompareConfig(runs=str(folder), split=split, baseline=None, out=None), write_page)  # type: ignore[arg-type]
@@ -85,10 +88,11 @@ def summarize_sweep(folder: Path, write_page: WritePage) -> None:
 def panel_text(panel: Panel, comparison: Comparison) -> str:
     """What a terminal shows of a panel."""
     about = panel.baseline.runs[0].figures["intervals"]
+    with_it = f" (and with it {', '.join(panel.implied)})" if panel.implied else ""
     title = (
         f"{comparison.folder}, {panel.task}, {comparison.split}: {len(panel.cells)} "
-        f"cell{'' if len(panel.cells) == 1 else 's'} of {', '.join(panel.keys) or 'one configuration'}; "
-        "mean ± standard deviation over seeds"
+        f"cell{'' if len(panel.cells) == 1 else 's'} of {', '.join(panel.keys) or 'one configuration'}"
+        f"{with_it}; mean ± standard deviation over seeds"
     )
     parts = [aligned(title, means(panel, ON_A_TERMINAL))]
     if len(panel.cells) > 1:

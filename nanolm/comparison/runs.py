@@ -1,5 +1,6 @@
 """Finished runs below a folder: their configuration, their figures, their sums over documents."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +10,22 @@ import yaml
 
 from nanolm.errors import DataError
 from nanolm.evaluation.measurement import read_units
-from nanolm.evaluation.sums import Array
+from nanolm.evaluation.sums import STATISTICS, Array
 from nanolm.files import parse_json
 
 CONFIG = "config.yaml"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """One finished run.
+    """One finished run, compared by identity.
 
     Attributes:
         path: its directory.
         settings: every key of its configuration by its dotted name.
         figures: the content of ``evaluation.json``, or of ``evaluation-<split>.json``.
-        units: (U, WIDTH) sums over what is resampled, see ``nanolm.evaluation.sums``; None where the file is missing.
+        units: (U, WIDTH) sums over what is resampled, see ``nanolm.evaluation.sums``; None where the file is missing or
+            of another evaluation than the figures.
         on_train: the content of ``evaluation-train.json``, where the run left one.
     """
 
@@ -47,37 +49,56 @@ class Run:
 def find_runs(folder: Path, split: str = "val") -> tuple[list[Run], list[Path]]:
     """The finished runs below a folder, in the order of their paths with numbers taken as numbers, and the unfinished.
 
-    A run is a directory with ``config.yaml``; it is finished when it has the evaluation of the split.
+    A run is a directory with the ``config.yaml`` of a training or a baseline; it is finished when it has the evaluation
+    of the split.
 
     Raises:
         DataError: no run, none finished, or a file of one that is damaged.
     """
-    places = [path.parent for path in folder.rglob(CONFIG) if "checkpoints" not in path.relative_to(folder).parts[:-1]]
+    inner = {"checkpoints", "wandb"}  # what lies in these is part of a run
+    places = [path.parent for path in folder.rglob(CONFIG) if not inner & set(path.relative_to(folder).parts[:-1])]
     places.sort(key=lambda place: _natural(str(place.relative_to(folder))))
     suffix = "" if split == "val" else f"-{split}"
     found, unfinished = [], []
     for place in places:
+        settings = _settings(place / CONFIG)
+        if not any(key.startswith(("trainer.", "task.")) for key in settings):
+            continue  # of another script
         evaluation = place / f"evaluation{suffix}.json"
         if not evaluation.is_file():
             unfinished.append(place)
             continue
-        documents, on_train = place / f"documents-{split}.npz", place / "evaluation-train.json"
+        on_train = place / "evaluation-train.json"
+        figures = _figures(evaluation)
         found.append(
             Run(
                 path=place,
-                settings=_settings(place / CONFIG),
-                figures=_figures(evaluation),
-                units=read_units(documents) if documents.is_file() else None,
+                settings=settings,
+                figures=figures,
+                units=_units(place / f"documents-{split}.npz", figures),
                 on_train=_figures(on_train) if on_train.is_file() else None,
             )
         )
+    if not found and not unfinished:
+        raise DataError(f"runs={folder}: expected finished runs below this folder, found no run at all")
     if not found:
-        missing = f"{len(unfinished)} without evaluation{suffix}.json" if unfinished else "nothing with a config.yaml"
         hint = (
             "finish them by the same commands" if split == "val" else f"make it with scripts/evaluate.py split={split}"
         )
-        raise DataError(f"runs={folder}: expected finished runs below this folder, found {missing}; {hint}")
+        raise DataError(
+            f"runs={folder}: expected finished runs below this folder, found {len(unfinished)} without "
+            f"evaluation{suffix}.json; {hint}"
+        )
     return found, unfinished
+
+
+def _units(path: Path, figures: dict[str, Any]) -> Array | None:
+    """The sums of a file if they are those of the figures: an evaluation with another stride may have replaced it."""
+    if not path.is_file():
+        return None
+    units, nll = read_units(path), figures["nll"]["value"]
+    same = nll is not None and math.isclose(float(STATISTICS["nll"](units.sum(axis=0))), nll, rel_tol=1e-9)
+    return units if same else None
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

@@ -5,11 +5,11 @@ import io
 from collections.abc import Sequence
 
 from nanolm.calibration.intervals import Interval
-from nanolm.comparison.cells import Panel, shown
+from nanolm.comparison.cells import Cell, Panel, shown
 from nanolm.comparison.differences import METRICS, Difference, Spread, difference, spread
 from nanolm.comparison.theory import Gaps, Smoothed
 
-ON_A_TERMINAL = ("nll", "accuracy", "ece", "entropy_gap", "temperature", "nll_at_temperature")
+ON_A_TERMINAL = ("nll", "bits_per_byte", "accuracy", "ece", "entropy_gap", "temperature", "nll_at_temperature")
 CSV_COLUMNS = (
     "task",
     "split",
@@ -36,10 +36,13 @@ def spread_text(found: Spread | None) -> str:
 
 
 def difference_text(found: Difference | None) -> str:
-    """``+0.0412 [+0.0371, +0.0453]``, the interval over documents; in parentheses where it is not clear."""
+    """``+0.0412 [+0.0371, +0.0453]``, the interval over documents; in parentheses where it is not clear.
+
+    An asterisk: some seeds are of one cell alone and play no part.
+    """
     if found is None:
         return ""
-    text = _signed(found.documents)
+    text = _signed(found.documents) + ("*" if found.num_left_out else "")
     return text if found.is_clear else f"({text})"
 
 
@@ -49,10 +52,16 @@ def means(panel: Panel, metrics: Sequence[str] = tuple(METRICS)) -> list[list[st
     return [
         ["cell", "runs", *(METRICS[metric] for metric in present)],
         *(
-            [cell.label, str(len(cell.runs)), *(spread_text(spread(cell.runs, metric)) for metric in present)]
+            [cell.label, str(len(cell.runs)), *(_of_some(spread(cell.runs, metric), cell) for metric in present)]
             for cell in panel.cells
         ),
     ]
+
+
+def _of_some(found: Spread | None, cell: Cell) -> str:
+    """The spread, with the number of runs that it is of where some lack the figure."""
+    some = found is not None and found.num_runs < len(cell.runs)
+    return spread_text(found) + (f" ({found.num_runs} runs)" if found and some else "")
 
 
 def against_baseline(panel: Panel, metrics: Sequence[str] = tuple(METRICS)) -> list[list[str]]:
@@ -130,13 +139,13 @@ def gap_rows(found: Sequence[Gaps]) -> list[list[str]]:
 
 def csv_text(panels: Sequence[Panel], split: str) -> str:
     """One row for each cell and metric; the values of the keys that tell the cells apart have columns of their own."""
-    keys = list(dict.fromkeys(key for panel in panels for key in panel.keys))
+    keys = list(dict.fromkeys(key for panel in panels for key in (*panel.keys, *panel.implied)))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*CSV_COLUMNS, *keys])
     for panel in panels:
         for cell in panel.cells:
-            settings = panel.settings(cell)
+            settings = cell.settings
             for metric in METRICS:
                 found = spread(cell.runs, metric)
                 if found is None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanolm.calibration.intervals import Interval
-from nanolm.comparison.cells import Cell, Panel
+from nanolm.comparison.cells import TEACHER, Cell, Panel
 from nanolm.comparison.differences import Spread, over_seeds, spread, spread_of
 from nanolm.comparison.runs import Run
 
@@ -57,13 +57,13 @@ class Smoothed:
 
 def smoothed_cells(panel: Panel) -> list[Smoothed]:
     """Each smoothed cell that has a cell beside it without smoothing and otherwise equal, of the same seeds."""
-    if SMOOTHING not in panel.keys:
-        return []
     found = []
     for cell in panel.cells:
-        epsilon = panel.settings(cell)[SMOOTHING]
-        plain = _without_smoothing(panel, cell)
-        if epsilon and plain is not None and cell.by_seed().keys() == plain.by_seed().keys():
+        epsilon, plain = cell.settings.get(SMOOTHING), _without_smoothing(panel, cell)
+        if not epsilon or plain is None or cell.settings.get(TEACHER) is not None:
+            continue  # beside a teacher the optimum is another one
+        measured = [*cell.runs, *plain.runs]
+        if cell.by_seed().keys() == plain.by_seed().keys() and all(run.value("nll") is not None for run in measured):
             found.append(_smoothed(cell, plain, epsilon))
     return found
 
@@ -77,9 +77,9 @@ def _smoothed(cell: Cell, plain: Cell, epsilon: float) -> Smoothed:
         accuracy, confidence = _values(ours.figures, "accuracy", "confidence")
         measured.append(accuracy - confidence)
     nll, ece, nll_plain = spread(cell.runs, "nll"), spread(cell.runs, "ece"), spread(plain.runs, "nll")
-    assert nll is not None, "every finished run has an NLL"
-    assert ece is not None, "every finished run has an ECE"
-    assert nll_plain is not None, "every finished run has an NLL"
+    assert nll is not None, "its runs were looked at"
+    assert ece is not None, "what has an NLL has an ECE"
+    assert nll_plain is not None, "its runs were looked at"
     return Smoothed(
         cell=cell,
         ece_if_calibrated=sum(added) / len(added),
@@ -96,8 +96,9 @@ def _smoothed(cell: Cell, plain: Cell, epsilon: float) -> Smoothed:
 
 
 def _without_smoothing(panel: Panel, cell: Cell) -> Cell | None:
-    wanted = panel.settings(cell) | {SMOOTHING: 0.0}
-    return next((other for other in panel.cells if panel.settings(other) == wanted), None)
+    """The cell that differs in the smoothing and in nothing else, shown in the tables or not."""
+    wanted = cell.settings | {SMOOTHING: 0.0}
+    return next((other for other in panel.cells if other.settings == wanted), None)
 
 
 def _calibrated(runs: Sequence[Run], calibrator: str, metric: str) -> Spread | None:
@@ -132,7 +133,7 @@ def gaps(panel: Panel) -> list[Gaps]:
     found = []
     for cell in panel.cells:
         for run in cell.runs:
-            if run.on_train is None or run.figures["split"] == "train":
+            if run.on_train is None or run.figures["split"] == "train" or run.on_train["step"] != run.figures["step"]:
                 continue
             train = _values(run.on_train, "ece", "accuracy")
             new = _values(run.figures, "ece", "accuracy")

@@ -66,13 +66,22 @@ def run_sweep(
         failures = [outcome for outcome in outcomes if outcome] or [str(error)]
     except OSError as error:
         raise ConfigError(f"hydra.sweep.dir: cannot make or use the folder ({error}); give another") from error
-    if summarize is not None:
-        summarize(Path(composition.sweep_directory))
+    summarized = summarize is None or _summarized(summarize, Path(composition.sweep_directory))
     if failures:
         count = f"{len(failures)} of {len(outcomes)} jobs" if outcomes else "a job (each directory has its log)"
         logger.error("%s failed:\n%s", count, textwrap.indent("\n".join(failures), "  "))
         logger.error("to run what is left, finished jobs stay as they are: %s", command)
-    return 1 if failures else 0
+    return 0 if summarized and not failures else 1
+
+
+def _summarized(summarize: Summarize, directory: Path) -> bool:
+    """Whether the summary came to its end; what failed in it must not hide which jobs failed."""
+    try:
+        summarize(directory)
+    except Exception:
+        logger.exception("the runs are there, but their summary failed")
+        return False
+    return True
 
 
 def _first_job(prepared: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from nanolm.report.pages import render
 
 FIRST_METRICS = tuple(METRICS)[:5]
 """Tables are divided after these, so that a page holds them."""
+LONGEST_LABEL = 48
 
 
 def write_comparison_page(path: Path, comparison: Comparison) -> None:
@@ -40,6 +42,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
     return {
         "task": panel.task,
         "swept": panel.keys,
+        "implied": panel.implied,
         "baseline": panel.baseline.label,
         "intervals": panel.baseline.runs[0].figures["intervals"],
         "means": [means(panel, metrics) for metrics in both],
@@ -75,13 +78,23 @@ def metric_plots(panel: Panel) -> Markup:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         if not numeric:
-            axes.set_xticks(positions, [cell.label for cell in panel.cells], rotation=25, ha="right", fontsize=7)
+            axes.set_xticks(
+                positions, [_plain(cell.label) for cell in panel.cells], rotation=25, ha="right", fontsize=7
+            )
     for axes in axes_of[len(present) :]:
         axes.set_visible(False)
+        axes_of[len(present) - 2].tick_params(labelbottom=True)  # the last of its column
     if numeric:
         for axes in axes_of[-2:]:
             axes.set_xlabel(panel.keys[0])
     return figures.svg(figure)
+
+
+def _plain(label: str) -> str:
+    """A label as matplotlib takes it for text and not for a formula, and no longer than a figure has room for."""
+    if len(label) > LONGEST_LABEL:
+        label = f"{label[: LONGEST_LABEL // 2]}…{label[-LONGEST_LABEL // 2 :]}"
+    return f" {label}".replace("$", r"\$")  # one that begins with _ would be no label
 
 
 def _numeric_positions(panel: Panel) -> list[float] | None:
@@ -108,13 +121,12 @@ def gap_plot(found: list[Gaps]) -> Markup:
 def nll_curves(panel: Panel) -> Markup | None:
     """NLL against T on the calibration split of the first run of each cell, less its smallest value."""
     figure, axes = figures.new_figure()
-    colors = ("#c2410c", "#1d4ed8", "#15803d", "#6b7280", "#7e22ce", "#0e7490", "#a16207", "#be123c")
-    drawn = 0
-    for cell, color in zip(panel.cells, colors, strict=False):
+    drawn, colors = 0, matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(panel.cells)))
+    for cell, color in zip(panel.cells, colors, strict=True):
         curve = (cell.runs[0].figures.get("calibration") or {}).get("curve")
         if curve:
             nll = np.array(curve["nll"])
-            axes.plot(curve["temperature"], nll - nll.min(), color=color, linewidth=1.4, label=cell.label)
+            axes.plot(curve["temperature"], nll - nll.min(), color=color, linewidth=1.4, label=_plain(cell.label))
             drawn += 1
     if not drawn:
         return None

@@ -192,11 +192,10 @@ def _run_id(path: Path, environment: Mapping[str, str]) -> str:
 
     Under wandb's agent it is the one that the agent has given: by it the server knows the run as one of its sweep.
     """
-    if environment.get("WANDB_SWEEP_ID") and (given := environment.get("WANDB_RUN_ID")):
-        return given
-    if path.is_file() and (found := re.fullmatch(rb"([0-9a-z]{1,64})\n", path.read_bytes())):
-        return found[1].decode()
+    run_id = environment.get("WANDB_RUN_ID") if environment.get("WANDB_SWEEP_ID") else None
+    if run_id is None and path.is_file() and (kept := re.fullmatch(rb"([0-9a-z]{1,64})\n", path.read_bytes())):
+        return kept[1].decode()
+    run_id = run_id or secrets.token_hex(4)
     path.parent.mkdir(parents=True, exist_ok=True)
-    run_id = secrets.token_hex(4)
     write_atomically(path, run_id + "\n")
     return run_id

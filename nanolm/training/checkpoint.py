@@ -38,6 +38,8 @@ WEIGHTS, STATE, CONFIG, TOKENIZER, MANIFEST = (
     "tokenizer.json",
     "manifest.json",
 )
+EVALUATION = "evaluation.json"
+"""The last file of a finished run, in its directory."""
 CALIBRATION = "calibration.json"
 """In the last checkpoint of a run only: its fitted temperature, or the reason why there is none."""
 

@@ -5,17 +5,19 @@ Either is made once for a run and called for each micro-batch.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nanolm.config import flatten
 from nanolm.config.schema import TrainConfig
 from nanolm.data import Tokenizer
 from nanolm.device import Compute
 from nanolm.errors import CheckpointError, ConfigError
 from nanolm.loss import Distillation, LossOptions, NLLResult, TeacherTargets, distilled_linear_nll, linear_nll
 from nanolm.model import GPT
-from nanolm.training.checkpoint import WEIGHTS, Checkpoint, find_checkpoint
+from nanolm.training.checkpoint import EVALUATION, WEIGHTS, Checkpoint, find_checkpoint
 from nanolm.training.loop import loss_options
 
 TEACHER = "loss.distillation.teacher"
@@ -25,12 +27,14 @@ TEACHER = "loss.distillation.teacher"
 class Likelihood:
     """The objective of the tokens themselves.
 
-    ``teacher`` is the SHA-256 of the teacher's weights, None without one; ``notes`` is what a run says of it.
+    ``teacher`` is the SHA-256 of the teacher's weights and ``teacher_settings`` its configuration by dotted names, None
+    without one; ``notes`` is what a run says of it.
     """
 
     options: LossOptions
     teacher: str | None = None
     notes: list[str] = field(default_factory=list)
+    teacher_settings: dict[str, Any] | None = None
 
     def __call__(self, inputs: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor) -> NLLResult:
         """The summed objective of a micro-batch, and the statistics of its tokens.
@@ -82,6 +86,7 @@ def open_objective(config: TrainConfig, run_dir: Path, tokenizer: Tokenizer, com
         options,
         sha256,
         [note],
+        flatten(checkpoint.config),
         distillation=Distillation(distillation.weight, distillation.temperature),
         model=model,
         teacher_options=loss_options(checkpoint.config),
@@ -111,6 +116,11 @@ def _find_teacher(path: Path, config: TrainConfig, run_dir: Path, tokenizer: Tok
             "give another one, or null for no teacher"
         )
     checkpoint = find_checkpoint(path, TEACHER)
+    if checkpoint.path.resolve() != path.resolve() and not (path / EVALUATION).exists():
+        raise ConfigError(
+            f"{TEACHER}: expected a finished run, found {path} at step {checkpoint.step:,} without {EVALUATION}; "
+            f"finish it first, or name the checkpoint itself, {checkpoint.path}"
+        )
     if checkpoint.tokenizer.fingerprint != tokenizer.fingerprint:
         raise ConfigError(
             f"{TEACHER}: expected the tokenizer of this run, with a vocabulary of {tokenizer.vocab_size:,}, found "

@@ -17,12 +17,10 @@ from nanolm.files import parse_json
 from nanolm.model import GPT
 from nanolm.optim import build_optimizer
 from nanolm.tracking import Console
-from nanolm.training.checkpoint import Checkpoint
+from nanolm.training.checkpoint import EVALUATION, Checkpoint
 from nanolm.training.loop import run_progress
 from nanolm.training.objective import Likelihood, check_same_teacher
 from nanolm.training.state import TrainingState
-
-EVALUATION = "evaluation.json"
 
 # A continued run may differ in these: they change what is kept and shown, never what is computed; and in its length.
 CHANGEABLE = (

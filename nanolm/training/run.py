@@ -27,10 +27,16 @@ from nanolm.files import lock, sweep_leftovers, write_atomically
 from nanolm.loss import LossOptions
 from nanolm.sampling import encode_prompt, sample, with_temperature
 from nanolm.tracking import Console, Tracker
-from nanolm.training.checkpoint import checkpoint_path, newest_checkpoint, prune_checkpoints, save_checkpoint
+from nanolm.training.checkpoint import (
+    EVALUATION,
+    checkpoint_path,
+    newest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from nanolm.training.loop import TrainingLoop, loss_options
 from nanolm.training.objective import Likelihood, open_objective
-from nanolm.training.resume import EVALUATION, build_state, check_same_run, is_finished
+from nanolm.training.resume import build_state, check_same_run, is_finished
 from nanolm.training.state import TrainingState
 from nanolm.training.stop import StopRequested
 from nanolm.training.storage import failures_told, require_room
@@ -86,7 +92,8 @@ def train(
         begun = checkpoint is not None or (run_dir / "config.yaml").exists()
         logged_step = state.step - bool(state.unlogged) if begun else None
         write_atomically(run_dir / "config.yaml", to_yaml(config))
-        (run_dir / EVALUATION).unlink(missing_ok=True)
+        for stale in (run_dir / EVALUATION, *run_dir.glob("evaluation-*.json")):
+            stale.unlink(missing_ok=True)
         with Tracker.open(config, run_dir, logged_step, console) as tracker:
             published = checkpoint.step if checkpoint else None
             run = _Run(config, run_dir, corpus, state, compute, tracker, objective, published)
@@ -181,13 +188,19 @@ class _Run:
         tokenizer = self.corpus.tokenizer
         groups = frequency_groups(self.corpus.splits["train"], tokenizer.vocab_size, tokenizer.end_of_text_id)
         fitted = self.calibration.fit.temperature if isinstance(self.calibration, FittedTemperature) else None
-        return Extras(fitted, groups, self.config.loss.label_smoothing)
+        # Beside a teacher the optimum of smoothing is another one, which the inverse map does not know.
+        smoothing = 0.0 if self.objective.teacher else self.config.loss.label_smoothing
+        return Extras(fitted, groups, smoothing)
 
     def content(self, evaluation: Evaluation) -> dict[str, Any]:
         """What ``evaluation*.json`` says of a split."""
         fitted = self.calibration if isinstance(self.calibration, FittedTemperature) else None
         content = evaluation.as_json(self.state.step, fitted.interval if fitted else None)
-        return content | {"calibration": self.calibration_json()}
+        return content | {
+            "corpus": self.corpus.fingerprint,
+            "teacher": self.objective.teacher_settings,
+            "calibration": self.calibration_json(),
+        }
 
     def score_further_splits(self, loop: TrainingLoop, write_report: WriteSplitReport) -> None:
         """Leave what ``scripts/evaluate.py`` would of each of ``evaluate.further_splits``."""
@@ -209,6 +222,11 @@ class _Run:
         if not sizes or calibration is None:
             return []
         how = self.how_to_score(loop)
+        if max(sizes) > calibration.num_tokens:
+            self.tracker.note(
+                f"evaluate.calibration_sizes: the calibration split has {calibration.num_tokens:,} tokens; larger "
+                "sizes are left out"
+            )
         return temperature_by_size(self.state.model, calibration, self.corpus.splits["val"], sizes, *how)
 
     def calibration_json(self) -> dict[str, Any] | None:

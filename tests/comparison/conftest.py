@@ -32,6 +32,8 @@ def make_run(tmp_path: Path):
         place = tmp_path / "runs" / name
         place.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {"name": name, "seed": seed, "loss": {"label_smoothing": 0.0}}
+        if not any(key.startswith("task") for key in settings):
+            config["trainer"] = {"max_steps": 3}
         for key, value in settings.items():
             section, _, last = key.partition("__")
             if last:
@@ -62,7 +64,8 @@ def make_run(tmp_path: Path):
         }
         content = {key: {"value": v, "low": None, "high": None} for key, v in values.items() if isinstance(v, float)}
         content |= {key: v for key, v in values.items() if not isinstance(v, float)}
-        content |= {"split": split, "num_classes": 10, "intervals": "95 % bootstrap over 40 documents", "step": 3}
+        content |= {"split": split, "num_classes": 10, "intervals": "95 % bootstrap over 40 documents"}
+        content.setdefault("step", 3)
         suffix = "" if split == "val" else f"-{split}"
         (place / f"evaluation{suffix}.json").write_text(json.dumps(content))
         return place

@@ -21,17 +21,26 @@ def test_seeds_are_one_cell_and_numbers_are_sorted_as_numbers(make_run, tmp_path
     assert panel.cells[1].label == "label_smoothing=0.1"
 
 
-def test_keys_that_follow_from_others_are_left_out(make_run, tmp_path):
+def test_keys_that_follow_from_others_are_implied(make_run, tmp_path):
     make_run("0", model__name="nano", model__hidden_size=8, trainer__eval_every=1)
     make_run("1", model__name="micro", model__hidden_size=16, trainer__eval_every=2)
     make_run("2", model__name="micro", model__hidden_size=16, optimizer__weight_decay=0.5)
     (panel,) = panels_of(tmp_path / "runs")
     assert panel.keys == ("model.name", "optimizer.weight_decay")
+    assert panel.implied == ("model.hidden_size",)
     assert [cell.label for cell in panel.cells] == [
         "model.name=nano weight_decay=null",
         "model.name=micro",
         "model.name=micro weight_decay=0.5",
     ]
+
+
+def test_of_two_runs_of_one_seed_the_later_counts(make_run, tmp_path):
+    for number, seed in enumerate((0, 1, 0)):
+        make_run(f"{number}", seed)
+    (panel,) = panels_of(tmp_path / "runs")
+    assert [run.path.name for run in panel.baseline.runs] == ["2", "1"]
+    assert [run.path.name for run in panel.repeated] == ["0"]
 
 
 def test_tasks_are_panels_of_their_own(make_run, tmp_path):
@@ -41,42 +50,65 @@ def test_tasks_are_panels_of_their_own(make_run, tmp_path):
     assert [panel.keys for panel in panels_of(tmp_path / "runs")] == [(), ()]
 
 
-def test_a_baseline_is_found_by_a_value(make_run, tmp_path):
-    make_run("0", loss__label_smoothing=0.0)
-    make_run("1", loss__label_smoothing=0.1)
-    (panel,) = panels_of(tmp_path / "runs", "loss.label_smoothing=0.10")
-    assert panel.baseline.values == (0.1,)
+def test_a_baseline_is_found_by_values(make_run, tmp_path):
+    make_run("0", loss__label_smoothing=0.0, model__tie_word_embeddings=True, evaluate__stride=None)
+    make_run("1", loss__label_smoothing=0.1, model__tie_word_embeddings=False, evaluate__stride=8)
+    make_run("2", loss__label_smoothing=0.1, model__tie_word_embeddings=True, evaluate__stride=8)
+    for wanted, path in (
+        ("loss.label_smoothing=0.10", "1"),
+        ("label_smoothing=0.1 tie_word_embeddings=true", "2"),
+        ("model.tie_word_embeddings=false", "1"),
+        ("evaluate.stride=null", "0"),
+    ):
+        (panel,) = panels_of(tmp_path / "runs", wanted)
+        assert panel.baseline.runs[0].path.name == path
     for unknown in ("loss.label_smoothing=0.2", "loss.nothing=0", "nonsense"):
-        with pytest.raises(ConfigError, match="baseline: no run has"):
+        with pytest.raises(ConfigError, match=r"baseline: no cell has (.|\n)*stride=null"):
             panels_of(tmp_path / "runs", unknown)
 
 
-def test_seeds_of_one_kind_of_teacher_are_one_cell(make_run, tmp_path):
+def test_a_task_without_the_baselines_values_keeps_its_first_cell(make_run, tmp_path):
+    make_run("0", task__name="binary", task__l2=0.5)
+    make_run("1", task__name="binary", task__l2=0.0)
+    make_run("2", task__name="softmax", task__l2=0.25)
+    binary, softmax = panels_of(tmp_path / "runs", "task.l2=0")
+    assert (binary.baseline.runs[0].path.name, softmax.baseline.runs[0].path.name) == ("1", "2")
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_seeds_of_one_kind_of_teacher_are_one_cell(make_run, tmp_path, stored):
+    """Known from the teachers' own runs, or from what the students' figures hold; never from a name of a folder."""
     for seed in (0, 1):
-        for kind, smoothing in (("hard", 0.0), ("smoothed", 0.1)):
-            teacher = make_run(f"{kind}-{seed}", seed=seed, loss__label_smoothing=smoothing, model__name="teacher")
+        for kind, smoothing in (("a", 0.0), ("b", 0.1)):
+            settings = {"loss__label_smoothing": smoothing, "model__name": "teacher"}
+            teacher = tmp_path / f"elsewhere/{kind}/{seed}"
+            if not stored:
+                teacher = make_run(f"{kind}/{seed}", seed=seed, **settings)
+            made = {"seed": seed, "name": kind, "loss.label_smoothing": smoothing, "model.name": "teacher"}
             make_run(
-                f"student-of-{kind}-{seed}",
+                f"student-{kind}-{seed}",
                 seed=seed,
                 model__name="student",
                 loss__distillation={"teacher": str(teacher), "weight": 0.5},
+                figures={"teacher": made} if stored else None,
             )
     (panel,) = panels_of(tmp_path / "runs")
-    assert [[run.seed for run in cell.runs] for cell in panel.cells] == [[0, 1]] * 4
-    assert "loss.distillation.teacher" in panel.keys
-    assert [panel.settings(cell)["loss.distillation.teacher"] for cell in panel.cells] == [
-        None,
-        None,
-        "hard-0",
-        "smoothed-0",
+    students = [cell for cell in panel.cells if cell.settings["model.name"] == "student"]
+    assert [[run.seed for run in cell.runs] for cell in students] == [[0, 1]] * 2
+    assert [cell.settings["loss.distillation.teacher"] for cell in students] == [
+        "label_smoothing=0",
+        "label_smoothing=0.1",
     ]
-    assert len({cell.label for cell in panel.cells}) == 4
+    assert len({cell.label for cell in panel.cells}) == len(panel.cells) == (2 if stored else 4)
 
 
 def test_unfinished_runs_are_told_apart_from_none(make_run, tmp_path):
     finished = make_run("0")
     (tmp_path / "runs/1").mkdir()
-    (tmp_path / "runs/1/config.yaml").write_text("seed: 0\n")
+    (tmp_path / "runs/1/config.yaml").write_text("seed: 0\ntrainer: {max_steps: 3}\n")
+    for other in ("runs/page", "runs/0/wandb/run-1/files"):  # no runs
+        (tmp_path / other).mkdir(parents=True)
+        (tmp_path / other / "config.yaml").write_text("seed: 0\nsentence: one\n")
     copied = finished / "checkpoints/step-00000003"
     copied.mkdir(parents=True)
     (copied / "config.yaml").write_text("seed: 0\n")
@@ -86,7 +118,7 @@ def test_unfinished_runs_are_told_apart_from_none(make_run, tmp_path):
     with pytest.raises(DataError, match=r"2 without evaluation-test\.json"):
         find_runs(tmp_path / "runs", "test")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"found nothing with a config\.yaml"):
+    with pytest.raises(DataError, match="found no run at all"):
         find_runs(tmp_path / "empty")
 
 
@@ -94,7 +126,7 @@ def test_unfinished_runs_are_told_apart_from_none(make_run, tmp_path):
     ("file", "content"),
     [
         ("config.yaml", "seed: [0"),
-        ("config.yaml", "no: seed"),
+        ("config.yaml", "no: seed\ntrainer: {max_steps: 3}"),
         ("config.yaml", '!!python/object/apply:os.system ["true"]'),
         ("evaluation.json", "{"),
         ("evaluation.json", "[]"),

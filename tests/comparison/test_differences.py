@@ -6,6 +6,7 @@ from scipy import stats
 
 from nanolm.comparison import find_runs, make_panels
 from nanolm.comparison.differences import difference, spread
+from nanolm.comparison.tables import difference_text
 from nanolm.evaluation.sums import column
 
 
@@ -72,19 +73,61 @@ def test_a_single_seed_makes_nothing_clear(make_run, tmp_path):
     assert not found.is_clear
 
 
-def test_other_text_has_no_interval_over_documents(make_run, tmp_path):
-    make_run("0", 0, 1.9)
-    place = make_run("1", 0, 2.0, loss__label_smoothing=0.1)
+def of_two(make_run, tmp_path, change):
+    """The panel of two cells, after the second one's sums were changed."""
+    make_run("0", 0, 1.9, figures={"bits_per_byte": 1.3})
+    place = make_run("1", 0, 2.0, figures={"bits_per_byte": 1.4}, loss__label_smoothing=0.1)
     with np.load(place / "documents-val.npz") as file:
         arrays = dict(file)
-    arrays["num_tokens"][0] += 1
+    change(arrays)
     np.savez(place / "documents-val.npz", **arrays)
+    return make_panels(find_runs(tmp_path / "runs")[0])[0]
+
+
+def test_other_tokens_of_one_text_are_compared_by_the_byte_alone(make_run, tmp_path):
+    def cut_otherwise(arrays):
+        for name in ("num_tokens", "nll_sum"):  # the same NLL per token
+            arrays[name] = 2 * arrays[name]
+
+    panel = of_two(make_run, tmp_path, cut_otherwise)
+    assert difference(panel.cells[1], panel.baseline, "nll") is None
+    assert difference(panel.cells[1], panel.baseline, "bits_per_byte").documents.low is not None
+
+
+def test_another_text_of_the_same_counts_has_no_interval_over_documents(make_run, tmp_path):
+    for number, corpus in enumerate(("a", "b")):
+        make_run(f"{number}", 0, 1.9 + number, figures={"corpus": corpus}, loss__label_smoothing=0.1 * number)
     (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
     found = difference(panel.cells[1], panel.baseline, "nll")
     assert found.documents.low is None
     assert "not scored on the same text" in found.reason
-    per_byte = difference(panel.cells[1], panel.baseline, "bits_per_byte")
-    assert per_byte is None or per_byte.documents.low is not None  # bytes are the same
-    (place / "documents-val.npz").unlink()
+
+
+def test_sums_of_another_evaluation_are_not_used(make_run, tmp_path):
+    def score_otherwise(arrays):
+        arrays["nll_sum"] = 1.01 * arrays["nll_sum"]  # as with another stride
+
+    panel = of_two(make_run, tmp_path, score_otherwise)
+    assert panel.cells[1].runs[0].units is None
+    assert "of another evaluation" in difference(panel.cells[1], panel.baseline, "nll").reason
+    (tmp_path / "runs/1/documents-val.npz").unlink()
     (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
     assert "missing" in difference(panel.cells[1], panel.baseline, "nll").reason
+
+
+def test_a_difference_is_over_the_seeds_that_both_have(make_run, tmp_path):
+    for seed, own in enumerate((0.0, 0.1, 0.9)):
+        make_run(f"{seed}", seed, 1.9 + own)
+        if seed < 2:
+            make_run(f"{3 + seed}", seed, 1.8 + own + 0.001 * seed, loss__label_smoothing=0.1)
+    (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
+    found = difference(panel.cells[1], panel.baseline, "nll")
+    assert (found.value, found.num_left_out) == (pytest.approx(-0.0995), 1)
+    assert found.seeds.value == pytest.approx(found.value)
+    assert found.documents.value == pytest.approx(found.value)
+    assert difference_text(found).count("*") == 1
+    make_run("5", 7, 2.5, loss__label_smoothing=0.2)  # no seed in common
+    panel = make_panels(find_runs(tmp_path / "runs")[0])[0]
+    found = difference(panel.cells[2], panel.baseline, "nll")
+    assert found.value == pytest.approx(2.5 - np.mean([1.9, 2.0, 2.8]))
+    assert found.seeds.low is None

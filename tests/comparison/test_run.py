@@ -30,7 +30,7 @@ def runs(make_run, tmp_path):
                 trainer__note="<script>alert(1)</script>" if number // 2 else "b",
             )
     (tmp_path / "runs/unfinished").mkdir()
-    (tmp_path / "runs/unfinished/config.yaml").write_text("seed: 0\n")
+    (tmp_path / "runs/unfinished/config.yaml").write_text("seed: 0\ntrainer: {max_steps: 3}\n")
     return tmp_path / "runs"
 
 
@@ -83,3 +83,19 @@ def test_what_cannot_be_compared_is_told(runs, tmp_path):
         compare(f"runs={runs}", f"out={tmp_path / 'file'}")
     with pytest.raises(ConfigError, match="runs: not given"):
         compare()
+
+
+def test_any_value_can_be_a_label(make_run, tmp_path):
+    for number, path in enumerate((r"/x/$a_{$.txt", "_" * 300, "<b>&")):
+        make_run(f"{number}", 0, data__path=path, figures={"calibration": {"curve": {"temperature": [1], "nll": [2]}}})
+    page = compare(f"runs={tmp_path / 'runs'}").read_text(encoding="utf-8")
+    assert "&lt;b&gt;&amp;" in page
+
+
+def test_runs_done_twice_are_told_and_counted_once(make_run, tmp_path, capsys):
+    for number in range(3):
+        make_run(f"{number}", 0)
+    compare(f"runs={tmp_path / 'runs'}")
+    shown = capsys.readouterr()
+    assert "left out, since a later run has the same configuration and seed" in shown.err
+    assert "all runs     1" in shown.out

@@ -36,6 +36,10 @@ def test_a_model_that_does_not_obey_is_told_so_and_one_seed_tells_nothing(make_r
         make_run(f"{2 + seed}", seed, figures=figures, loss__label_smoothing=0.1)
         make_run(f"{4 + seed}", 0, figures=figures, loss__label_smoothing=0.2, model__name=f"{seed}")
     make_run("6", 0, figures={"confidence": 0.5, "accuracy": 0.5}, model__name="1")
+    make_run("7", 0, figures=figures, loss__label_smoothing=0.3, optimizer__rate=0.5)  # differs in more than that
+    distilled = {"label_smoothing": 0.1, "distillation": {"teacher": "somewhere"}}
+    make_run("8", 0, figures=figures, loss=distilled)
+    make_run("9", 0, loss=distilled | {"label_smoothing": 0.0})
     (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
     broken, alone = smoothed_cells(panel)  # of model 0 there is no run without smoothing
     assert broken.obeys is False
@@ -52,5 +56,7 @@ def test_gaps_are_new_text_less_training_text(make_run, tmp_path):
     assert found.calibration == pytest.approx(0.13)
     assert found.generalization == pytest.approx(0.3)
     assert found.within_bound
+    make_run("0", 0, split="train", figures={"ece": 0.01, "accuracy": 0.9, "step": 2})  # of an earlier end
+    assert gaps(make_panels(find_runs(tmp_path / "runs")[0])[0]) == []
     (on_train,) = make_panels(find_runs(tmp_path / "runs", "train")[0])
     assert gaps(on_train) == []

@@ -136,6 +136,17 @@ def test_the_sweep_is_summarized_when_all_jobs_have_had_their_turn(task: Task) -
     assert len(seen) == 1  # a sweep that was stopped has no end to tell of
 
 
+def test_a_summary_that_fails_hides_no_failed_job(task: Task, capfd: pytest.CaptureFixture[str]) -> None:
+    def summarize(sweep: Path) -> None:
+        raise ValueError("no table")
+
+    assert command_line.run("train", task, ["-m", "seed=0,2"], summarize=summarize) == 1
+    told = capfd.readouterr().err
+    assert "no table" in told
+    assert "1 of 2 jobs failed" in told
+    assert command_line.run("train", task, ["-m", "seed=0,4"], summarize=summarize) == 1
+
+
 def test_runs_of_a_sweep_are_one_group_at_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     groups: list[str | None] = []

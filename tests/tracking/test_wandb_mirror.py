@@ -185,8 +185,9 @@ def test_the_shipped_sweep_gives_its_runs_the_agents_id_and_values_that_hydra_re
 
     agent = {"WANDB_SWEEP_ID": "a1b2", "WANDB_RUN_ID": "given"}
     assert _run_id(tmp_path / "run-id", agent) == "given"
-    own = _run_id(tmp_path / "run-id", {"WANDB_RUN_ID": "left over from another run"})
-    assert own == _run_id(tmp_path / "run-id", {}) != "given"
+    assert _run_id(tmp_path / "run-id", {}) == "given"  # continued without the agent it stays that run
+    own = _run_id(tmp_path / "other-id", {"WANDB_RUN_ID": "left over from another run"})
+    assert own == _run_id(tmp_path / "other-id", {}) != "left over from another run"
 
 
 def test_a_run_that_goes_on_stays_one_run_with_every_step_once(tmp_path: Path, start) -> None:

@@ -117,6 +117,17 @@ def test_another_teacher_is_refused_naming_both(student, teacher, tmp_path, monk
         run(student(), tmp_path / "run")
 
 
+def test_a_run_that_is_not_finished_is_no_teacher_but_its_checkpoint_may_be(student, teacher, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(teacher, half)
+    (half / "evaluation.json").unlink()
+    with pytest.raises(ConfigError, match=r"expected a finished run, found .* without evaluation\.json; finish"):
+        run(student(f"{TEACHER}={half}"), tmp_path / "run")
+    assert run(student(f"{TEACHER}={half / 'checkpoints/step-00000006'}"), tmp_path / "run") == 0
+    content = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert content["teacher"]["trainer.max_steps"] == 6
+
+
 def test_without_a_teacher_there_is_none(tiny, teacher):
     assert find_checkpoint(teacher).manifest["teacher"] is None
     checkpoint = find_checkpoint(teacher)

@@ -337,6 +337,10 @@ def test_further_splits_and_sizes_of_the_calibration_split(tiny, tmp_path, capsy
     (tmp_path / "run/evaluation.json").unlink()
     assert run(config, tmp_path / "run") == 0  # the end of the run again
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == of_val
+    assert len(of_val["corpus"]) == 64
+    longer = tiny("evaluate.further_splits=[]", "loss.label_smoothing=0.1", "trainer.max_steps=7")
+    assert run(longer, tmp_path / "run") == 0
+    assert not (tmp_path / "run" / TRAIN).exists()  # it was of fewer steps
     with pytest.raises(ConfigError, match="val is always scored"):
         tiny("evaluate.further_splits=[val]")
     with pytest.raises(ConfigError, match="a list of whole numbers >= 1"):
