@@ -57,17 +57,17 @@ def test_a_run_ends_in_a_table_a_page_and_its_path(task, tmp_path):
 
 
 def test_a_sweep_over_tasks_smoothing_and_seeds_and_again(tmp_path):
-    command = ["-m", "task=binary,softmax", "loss.label_smoothing=0,0.1", "seed=0,1", *TINY, "separation.epochs=null"]
+    command = ["-m", "task=binary,softmax", "loss.label_smoothing=0,0.1", "seed=0", *TINY, "separation.epochs=null"]
     code, _, err = call(*command, "hydra.sweep.dir=sweeps/all", cwd=tmp_path)
     assert code == 0, err
-    runs = [tmp_path / "sweeps" / "all" / str(number) for number in range(8)]
+    runs = [tmp_path / "sweeps" / "all" / str(number) for number in range(4)]
     found = [json.loads((run / "evaluation.json").read_text()) for run in runs]
-    assert [content["task"]["name"] for content in found] == ["binary"] * 4 + ["softmax"] * 4
-    assert len({content["nll"]["value"] for content in found}) == 8
+    assert [content["task"]["name"] for content in found] == ["binary"] * 2 + ["softmax"] * 2
+    assert len({content["nll"]["value"] for content in found}) == 4
     (runs[3] / "evaluation.json").unlink()
     code, _, err = call(*command, "hydra.sweep.dir=sweeps/all", cwd=tmp_path)
     assert code == 0, err
-    assert err.count("this run is finished") == 7
+    assert err.count("this run is finished") == 3
     assert json.loads((runs[3] / "evaluation.json").read_text()) == found[3]
 
 

@@ -107,7 +107,7 @@ def test_the_same_directory_is_used_again_when_it_is_given(here: Path) -> None:
 @pytest.mark.parametrize("name", [name for name, script in SCRIPTS.items() if not script.has_run_directory])
 def test_other_scripts_get_their_configuration_and_leave_nothing(name: str, here: Path) -> None:
     task = Recorder()
-    given = [] if name == "tokenize" else [f"checkpoint={here}"]
+    given = {"tokenize": [], "compare": [f"runs={here}"]}.get(name, [f"checkpoint={here}"])
     assert command_line.run(name, task, given) == 0
     ((config,),) = task.calls
     assert type(config) is SCRIPTS[name].schema
@@ -303,4 +303,6 @@ def test_the_examples_of_the_help_work(name: str, here: Path, monkeypatch: pytes
         given = subprocess.run(typed, capture_output=True, text=True).stdout.split("\0")[:-1]
         assert command_line.run(name, task, [argument for argument in given if argument]) == 0, arguments
         num_jobs = math.prod(argument.count(",") + 1 for argument in given if "=" in argument)
+        if "study" in arguments:  # what is swept stands in its file: five weights and three seeds for each task
+            num_jobs = 15 if name == "train" else 30
         assert len(task.calls) == (num_jobs if "-m" in given else 1)
