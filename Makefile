@@ -11,7 +11,7 @@ train: .venv/main.stamp  ## from a fresh clone to a trained, evaluated model wit
 	$(BIN)/python scripts/train.py
 
 test: .venv/dev.stamp    ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 checks: .venv/dev.stamp  ## lint, format and types
 	$(BIN)/ruff check .
