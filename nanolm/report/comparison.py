@@ -48,6 +48,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "means": [means(panel, metrics) for metrics in both],
         "differences": [against_baseline(panel, metrics) for metrics in both] if len(panel.cells) > 1 else [],
         "plots": metric_plots(panel),
+        "numbered": None if _numeric_positions(panel) else [cell.label for cell in panel.cells],
         "smoothing": [smoothing_rows(rows), restoring_rows(rows)] if (rows := smoothed_cells(panel)) else [],
         "gaps": gap_rows(found) if found else None,
         "gap_plot": gap_plot(found) if found else None,
@@ -57,7 +58,10 @@ def _panel(panel: Panel) -> dict[str, Any]:
 
 
 def metric_plots(panel: Panel) -> Markup:
-    """Each metric against the key that was swept; a dot for each run, a line through the means of the cells."""
+    """Each metric against the key that was swept; a dot for each run, a line through the means of the cells.
+
+    Where it was not one key of numbers, against the numbers of the cells.
+    """
     present = [m for m in METRICS if any(run.value(m) is not None for cell in panel.cells for run in cell.runs)]
     numeric = _numeric_positions(panel)
     figure = Figure(figsize=(7.2, 1.9 * ((len(present) + 1) // 2) + 0.6), layout="constrained")
@@ -78,15 +82,12 @@ def metric_plots(panel: Panel) -> Markup:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         if not numeric:
-            axes.set_xticks(
-                positions, [_plain(cell.label) for cell in panel.cells], rotation=25, ha="right", fontsize=7
-            )
+            axes.set_xticks(positions, [str(number + 1) for number in range(len(panel.cells))])
     for axes in axes_of[len(present) :]:
         axes.set_visible(False)
         axes_of[len(present) - 2].tick_params(labelbottom=True)  # the last of its column
-    if numeric:
-        for axes in axes_of[-2:]:
-            axes.set_xlabel(panel.keys[0])
+    for axes in axes_of[-2:]:
+        axes.set_xlabel(_plain(panel.keys[0]) if numeric else "cell")
     return figures.svg(figure)
 
 
