@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nanolm.baselines.agreement import three_ways
+from nanolm.baselines.calibration_sizes import temperature_by_size
 from nanolm.baselines.cross_validation import CrossValidation
 from nanolm.baselines.datasets import Dataset, load_dataset
 from nanolm.baselines.separation import study_separation
@@ -154,6 +155,7 @@ def _content(
             "examples_seen": trained[1],
         },
         "teacher": None if validation.teacher is None else flatten(validation.teacher),
+        "calibration_sizes": temperature_by_size(validation, config.cross_validation.calibration_sizes),
         "calibrators": [
             {name: finite(value) if isinstance(value, float) else value for name, value in row.items()}
             for row in validation.compare_calibrators()

@@ -18,6 +18,7 @@ IRRELEVANT = (
     "evaluate.batch_size",
     "evaluate.further_splits",
     "evaluate.calibration_sizes",
+    "cross_validation.calibration_sizes",
     "task.eval_every",
     "trainer.log_every",
     "trainer.eval_every",

@@ -37,6 +37,9 @@ class CrossValidationConfig:
     calibration_fraction: float = key(
         "share of the training folds that is not trained on: the temperature is fitted there", above=0, below=1
     )
+    calibration_sizes: tuple[int, ...] = key(
+        "sizes, in examples of a fold's calibration part, at which the temperature is fitted once more", minimum=1
+    )
 
 
 @dataclass(frozen=True)

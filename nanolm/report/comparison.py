@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from nanolm.comparison.cells import Panel
+from nanolm.comparison.cells import LANGUAGE_MODEL, Panel
 from nanolm.comparison.differences import METRICS
 from nanolm.comparison.run import Comparison
 from nanolm.comparison.tables import against_baseline, gap_rows, means, restoring_rows, smoothing_rows
@@ -37,7 +37,7 @@ def write_comparison_page(path: Path, comparison: Comparison) -> None:
 
 def _panel(panel: Panel) -> dict[str, Any]:
     both = (FIRST_METRICS, tuple(METRICS)[len(FIRST_METRICS) :])
-    found = gaps(panel)
+    found, unit = gaps(panel), "token" if panel.task == LANGUAGE_MODEL else "example"
     sizes = [entry for run in panel.baseline.runs for entry in run.figures.get("calibration_sizes") or []]
     return {
         "task": panel.task,
@@ -52,7 +52,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "smoothing": [smoothing_rows(rows), restoring_rows(rows)] if (rows := smoothed_cells(panel)) else [],
         "gaps": gap_rows(found) if found else None,
         "gap_plot": gap_plot(found) if found else None,
-        "by_size": figures.temperature_by_size(sizes) if sizes else None,
+        "by_size": figures.temperature_by_size(sizes, unit) if sizes else None,
         "curves": nll_curves(panel),
     }
 

@@ -1,5 +1,6 @@
 """Who may see what in a cross-validation, and its figures against other libraries."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import accuracy_score, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from nanolm.baselines.calibration_sizes import temperature_by_size
 from nanolm.baselines.cross_validation import CrossValidation, FoldModel, make_folds
 from nanolm.baselines.datasets import Dataset
 from nanolm.baselines.learner import EpochSums
@@ -307,3 +309,29 @@ def test_a_loss_that_is_not_finite_names_the_learning_rate(overlapping, tiny_bas
     validation = CrossValidation(overlapping, tiny_baseline("task=softmax", "task.learning_rate=1e200"))
     with pytest.raises(NonFiniteError, match=r"task\.learning_rate"):
         all(validation.train_epoch(epoch) for epoch in range(1, 5))
+
+
+def test_a_temperature_from_all_calibration_examples_is_the_folds_and_from_few_scatters(overlapping, tiny_baseline):
+    validation, _ = trained(overlapping, tiny_baseline("task=softmax"))
+    sizes = [len(model.calibration[1]) for model in validation.models]
+    found = temperature_by_size(validation, [min(sizes), 12, max(sizes) + 1])
+    assert [entry["num_tokens"] for entry in found] == [12, min(sizes)]
+    few, whole = found
+    fitted = [t for t in validation.temperatures if isinstance(t, float)]
+    assert len(set(sizes)) == 1
+    for draw in whole["draws"]:
+        assert draw["num_refused"] == len(sizes) - len(fitted)
+        assert draw["temperature"] == pytest.approx(math.exp(np.mean(np.log(fitted))), rel=1e-3)
+        assert draw["nll"] == pytest.approx(validation.measure().values()["nll_at_temperature"], rel=1e-4)
+    assert few["nll_at_one"] == pytest.approx(validation.measure().values()["nll"], rel=1e-7)
+    assert len({draw["temperature"] for draw in few["draws"]}) == 5
+    assert temperature_by_size(validation, [12]) == [few]
+
+
+def test_a_fold_without_a_temperature_counts_as_it_is(overlapping, tiny_baseline):
+    """All right: a temperature of one or two examples is refused in some folds, and nothing fails."""
+    features = overlapping.features + 50 * np.eye(3, 4)[overlapping.labels]
+    validation, _ = trained(replace(overlapping, features=features), tiny_baseline("task=softmax", "task.epochs=60"))
+    (found,) = temperature_by_size(validation, [1])
+    for draw in found["draws"]:
+        assert draw == {"temperature": None, "nll": None, "num_refused": len(validation.models)}
