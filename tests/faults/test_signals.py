@@ -107,6 +107,7 @@ def test_a_second_signal_ends_at_once_and_leaves_the_last_valid_checkpoint(
         return result
 
     def interrupted():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background of a shell ignores
         pytest.MonkeyPatch().setattr(name, twice)
         with contextlib.suppress(KeyboardInterrupt):
             run(config, run_dir)
