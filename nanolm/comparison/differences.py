@@ -133,16 +133,14 @@ def _mean(runs: Sequence[Run], metric: str) -> float:
 def _unpaired(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> str:
     """Why there is no interval over documents; empty where there is one."""
     runs = (*ours, *theirs)
-    texts = {run.figures.get("corpus") for run in runs}
     units = [run.units for run in runs]
     known = [unit for unit in units if unit is not None]
-    if len({len(unit) for unit in known}) > 1 or any(
-        not np.array_equal(column(unit, "tokens"), column(known[0], "tokens")) for unit in known
-    ):
-        same_bytes = len({len(unit) for unit in known}) == 1 and all(
-            np.array_equal(column(unit, "bytes"), column(known[0], "bytes")) for unit in known
-        )
-        if metric != "bits_per_byte" or not same_bytes:
+    texts = {run.figures.get("corpus") for run in runs}
+    same_text = (
+        len(texts) == 1 and None not in texts
+    )  # the same units then, each with as many predictions as seeds dealt
+    if len({len(unit) for unit in known}) > 1 or not (same_text or _equal(known, "tokens")):
+        if metric != "bits_per_byte" or not _equal(known, "bytes"):
             return OTHER_TOKENS
     elif len(texts) > 1:
         return "the runs were not scored on the same text"
@@ -153,6 +151,11 @@ def _unpaired(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> str:
     if metric in AT_TEMPERATURE and any(np.isnan(column(unit, metric)).any() for unit in known):
         return "a run has no temperature"
     return ""
+
+
+def _equal(units: Sequence[Array], name: str) -> bool:
+    """Whether runs agree in a column of all their units."""
+    return all(np.array_equal(column(unit, name), column(units[0], name)) for unit in units)
 
 
 def _over_documents(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> Interval:

@@ -95,12 +95,13 @@ def panel_text(panel: Panel, comparison: Comparison) -> str:
         f"{with_it}; mean ± standard deviation over seeds"
     )
     parts = [aligned(title, means(panel, ON_A_TERMINAL))]
-    if len(panel.cells) > 1:
+    differences = against_baseline(panel, ON_A_TERMINAL)
+    if len(differences) > 1 and len(differences[0]) > 1:
         less = (
             f"less the baseline, {panel.baseline.label}; in brackets {about}, paired;\n"
             "in parentheses what the text and the seeds do not both tell from 0"
         )
-        parts.append(aligned(less, against_baseline(panel, ON_A_TERMINAL)))
+        parts.append(aligned(less, differences))
     if smoothed := smoothed_cells(panel):
         theory = "label smoothing, theory and measurement; in brackets Student's interval over seeds"
         parts.append(aligned(theory, smoothing_rows(smoothed)))

@@ -131,3 +131,19 @@ def test_a_difference_is_over_the_seeds_that_both_have(make_run, tmp_path):
     found = difference(panel.cells[2], panel.baseline, "nll")
     assert found.value == pytest.approx(2.5 - np.mean([1.9, 2.0, 2.8]))
     assert found.seeds.low is None
+
+
+def test_seeds_that_deal_the_same_examples_otherwise_are_compared_on_them(make_run, tmp_path):
+    """A classifier's training parts: each seed takes every example a number of times of its own, both cells alike."""
+    for seed in (0, 1):
+        for number, smoothing in enumerate((0.0, 0.1)):
+            place = make_run(
+                f"{2 * seed + number}", seed, 1.9 + number, figures={"corpus": "one"}, loss__label_smoothing=smoothing
+            )
+            with np.load(place / "documents-val.npz") as file:
+                arrays = {name: (1 + seed) * array for name, array in file.items()}
+            np.savez(place / "documents-val.npz", **arrays)
+    (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
+    found = difference(panel.cells[1], panel.baseline, "nll")
+    assert found.documents.low is not None
+    assert found.value == pytest.approx(1.0)
