@@ -10,7 +10,7 @@ from nanolm.config.schema import EvaluateScriptConfig, SampleScriptConfig
 from nanolm.data import PreparedCorpus, open_prepared, prepare
 from nanolm.device import resolve_compute
 from nanolm.errors import ConfigError, DataError
-from nanolm.evaluation import Extras, calibration_json, evaluate, frequency_groups, table, try_fit_on_split
+from nanolm.evaluation import all_extras, calibration_json, evaluate, table, try_fit_on_split
 from nanolm.files import write_atomically
 from nanolm.report import write_evaluation_report
 from nanolm.sampling import sample, with_temperature
@@ -59,10 +59,8 @@ def evaluate_checkpoint(config: EvaluateScriptConfig) -> Path:
     if temperature is None:
         console.note(f"no fitted temperature: {calibration['reason']}")
     tokenizer, counted = checkpoint.tokenizer, corpus.splits.get("train", split)
-    groups = frequency_groups(counted, tokenizer.vocab_size, tokenizer.end_of_text_id)
-    loss = checkpoint.config.loss
-    smoothing = 0.0 if loss.distillation.teacher else loss.label_smoothing
-    extras = Extras(temperature.value if temperature else None, groups, smoothing)
+    fitted = temperature.value if temperature else None
+    extras = all_extras(fitted, counted, tokenizer.vocab_size, tokenizer.end_of_text_id, checkpoint.config.loss)
     with console.progress(f"scoring {config.split}", unit="tokens") as progress:
         evaluation = evaluate(model, split, *how, progress, extras)
     content = evaluation.as_json(checkpoint.step, temperature) | {

@@ -32,28 +32,39 @@ def temperature_by_size(validation: CrossValidation, sizes: Sequence[int]) -> li
         for both.
     """
     at_one = validation.score().metrics()["nll"]
-    smallest = min(len(model.calibration[1]) for model in validation.models)
+    folds = [_logits(model) for model in validation.models]
+    smallest = min(len(targets) for (_, targets), _ in folds)
     return [
         {
             "num_tokens": size,
             "nll_at_one": at_one,
-            "draws": [_draw(validation, size, number) for number in range(NUM_DRAWS)],
+            "draws": [_draw(validation, folds, size, number) for number in range(NUM_DRAWS)],
         }
         for size in sorted(sizes)
         if size <= smallest
     ]
 
 
-def _draw(validation: CrossValidation, size: int, number: int) -> dict[str, Any]:
-    meter, temperatures = CalibrationMeter(), []
-    for place, model in enumerate(validation.models):
+Scored = tuple[Tensor, Tensor]
+"""Logits with their targets."""
+
+
+def _logits(model: FoldModel) -> tuple[Scored, Scored]:
+    """Those of the inner split and of the scored examples, which every draw needs."""
+    features, targets = model.scored
+    return (model.calibration_logits(), model.calibration[1]), (model.learner.logits(features), targets)
+
+
+def _draw(
+    validation: CrossValidation, folds: Sequence[tuple[Scored, Scored]], size: int, number: int
+) -> dict[str, Any]:
+    meter, temperatures, scoring = CalibrationMeter(), [], validation.scoring
+    for place, ((logits, targets), scored) in enumerate(folds):
         generator = np.random.default_rng(derive_seed(validation.config.seed, 3, size, number, place))
-        chosen = torch.from_numpy(generator.permutation(len(model.calibration[1]))[:size])
-        temperatures.append(_fit(model, chosen, validation.scoring))
-        features, targets = model.scored
-        temperature = validation.scoring.temperature * (temperatures[-1] or 1.0)
-        softer = replace(validation.scoring, temperature=temperature)
-        meter.update(classification_nll(model.learner.logits(features), targets, softer))
+        chosen = torch.from_numpy(generator.permutation(len(targets))[:size])
+        temperatures.append(_fit(logits[chosen], targets[chosen], scoring))
+        softer = replace(scoring, temperature=scoring.temperature * (temperatures[-1] or 1.0))
+        meter.update(classification_nll(*scored, softer))
     fitted = [temperature for temperature in temperatures if temperature is not None]
     num_refused = len(temperatures) - len(fitted)
     if not fitted:
@@ -62,10 +73,8 @@ def _draw(validation: CrossValidation, size: int, number: int) -> dict[str, Any]
     return {"temperature": mean, "nll": meter.metrics()["nll"], "num_refused": num_refused}
 
 
-def _fit(model: FoldModel, chosen: Tensor, scoring: LossOptions) -> float | None:
+def _fit(logits: Tensor, targets: Tensor, scoring: LossOptions) -> float | None:
     try:
-        return fit_temperature_from_logits(
-            model.calibration_logits()[chosen], model.calibration[1][chosen], scoring
-        ).temperature
+        return fit_temperature_from_logits(logits, targets, scoring).temperature
     except CalibrationRefused:
         return None

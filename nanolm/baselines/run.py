@@ -11,7 +11,7 @@ from nanolm.baselines.cross_validation import CrossValidation
 from nanolm.baselines.datasets import Dataset, load_dataset
 from nanolm.baselines.separation import study_separation
 from nanolm.baselines.tables import MEANINGS, agreement_table, calibrator_table, separation_table, title
-from nanolm.config import flatten, from_yaml, to_yaml
+from nanolm.config import differences, flatten, from_yaml, to_yaml
 from nanolm.config.schema_baseline import BaselineConfig
 from nanolm.errors import ConfigError
 from nanolm.evaluation import FittedTemperature, Measurement, calibration_json, finite, summary_values, table_rows
@@ -211,13 +211,8 @@ def _check_same_run(config: BaselineConfig, run_dir: Path) -> None:
     path = run_dir / "config.yaml"
     if not path.exists():
         return
-    before, now = (flatten(c) for c in (from_yaml(path.read_text(encoding="utf-8"), BaselineConfig), config))
-    differing = [
-        f"  {name}: {before[name]!r} there, {now[name]!r} now"
-        for name in before
-        if before[name] != now[name] and not name.startswith(("name", "wandb."))
-    ]
-    if differing:
+    before = from_yaml(path.read_text(encoding="utf-8"), BaselineConfig)
+    if differing := differences(before, config, ("name", "wandb.")):
         raise ConfigError(
             f"{run_dir}: this directory holds a run with another configuration:\n"
             + "\n".join(differing)

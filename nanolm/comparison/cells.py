@@ -75,10 +75,6 @@ class Panel:
     baseline: Cell
     repeated: list[Run]
 
-    def settings(self, cell: Cell) -> dict[str, Value]:
-        """The values of a cell by the panel's keys."""
-        return dict(zip(self.keys, cell.values, strict=True))
-
 
 def make_panels(runs: Sequence[Run], baseline: str | None = None) -> list[Panel]:
     """One panel for each task among the runs.

@@ -136,9 +136,8 @@ def _unpaired(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> str:
     units = [run.units for run in runs]
     known = [unit for unit in units if unit is not None]
     texts = {run.figures.get("corpus") for run in runs}
-    same_text = (
-        len(texts) == 1 and None not in texts
-    )  # the same units then, each with as many predictions as seeds dealt
+    # Then the units are the same too; a seed may deal a unit's examples more often than another seed.
+    same_text = len(texts) == 1 and None not in texts
     if len({len(unit) for unit in known}) > 1 or not (same_text or _equal(known, "tokens")):
         if metric != "bits_per_byte" or not _equal(known, "bytes"):
             return OTHER_TOKENS

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from nanolm.comparison.cells import Panel, make_panels
 from nanolm.comparison.runs import Run, find_runs
@@ -15,6 +16,7 @@ from nanolm.comparison.tables import (
     smoothing_rows,
 )
 from nanolm.comparison.theory import smoothed_cells
+from nanolm.config.schema import SplitName
 from nanolm.config.schema_compare import CompareConfig
 from nanolm.errors import ConfigError, NanolmError
 from nanolm.files import write_atomically
@@ -76,11 +78,11 @@ def summarize_sweep(folder: Path, write_page: WritePage) -> None:
 
     A sweep without a finished run is a note: what its jobs had to say was said.
     """
-    splits = {path.stem.removeprefix("evaluation-") for path in folder.glob("*/evaluation-*.json")}
-    for split in ("val", *sorted(splits - {"val"})):
+    further = [split for split in sorted(get_args(SplitName)) if any(folder.glob(f"*/evaluation-{split}.json"))]
+    for split in ("val", *(split for split in further if split != "val")):
         print()
         try:
-            compare_runs(CompareConfig(runs=str(folder), split=split, baseline=None, out=None), write_page)  # type: ignore[arg-type]
+            compare_runs(CompareConfig(runs=str(folder), split=split, baseline=None, out=None), write_page)
         except NanolmError as error:
             Console().note(str(error))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from nanolm.config import dotted
 from nanolm.errors import DataError
 from nanolm.evaluation.measurement import read_units
 from nanolm.evaluation.sums import STATISTICS, Array
@@ -113,14 +114,7 @@ def _settings(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not isinstance(content.get("seed"), int):
         raise DataError(f"{path}: expected the configuration of a run, with its seed")
-    return dict(_dotted(content, ""))
-
-
-def _dotted(content: dict[Any, Any], prefix: str) -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for name, value in content.items():
-        pairs += _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return pairs
+    return dict(dotted(content))
 
 
 def _figures(path: Path) -> dict[str, Any]:

@@ -60,8 +60,9 @@ def means(panel: Panel, metrics: Sequence[str] = tuple(METRICS)) -> list[list[st
 
 def _of_some(found: Spread | None, cell: Cell) -> str:
     """The spread, with the number of runs that it is of where some lack the figure."""
-    some = found is not None and found.num_runs < len(cell.runs)
-    return spread_text(found) + (f" ({found.num_runs} runs)" if found and some else "")
+    if found is None or found.num_runs == len(cell.runs):
+        return spread_text(found)
+    return f"{spread_text(found)} ({found.num_runs} runs)"
 
 
 def against_baseline(panel: Panel, metrics: Sequence[str] = tuple(METRICS)) -> list[list[str]]:
@@ -145,7 +146,6 @@ def csv_text(panels: Sequence[Panel], split: str) -> str:
     writer.writerow([*CSV_COLUMNS, *keys])
     for panel in panels:
         for cell in panel.cells:
-            settings = cell.settings
             for metric in METRICS:
                 found = spread(cell.runs, metric)
                 if found is None:
@@ -160,7 +160,7 @@ def csv_text(panels: Sequence[Panel], split: str) -> str:
                         *(panel.task, split, cell.label, cell is panel.baseline, metric),
                         *(found.num_runs, found.mean, found.deviation),
                         *("" if number is None else number for number in numbers),
-                        *(shown(settings[key]) if key in settings else "" for key in keys),
+                        *(shown(cell.settings[key]) if key in cell.settings else "" for key in keys),
                     ]
                 )
     return text.getvalue()

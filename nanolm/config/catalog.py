@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from nanolm.config.convert import dotted
 from nanolm.config.schema import EvaluateScriptConfig, SampleScriptConfig, TokenizeConfig, TrainConfig
 from nanolm.config.schema_baseline import BaselineConfig
 from nanolm.config.schema_compare import CompareConfig
@@ -180,10 +181,10 @@ def choices(config_dir: Path, group: str, script: str = "") -> dict[str, str]:
 
 def default_values(config_dir: Path, script: str) -> dict[str, Any]:
     """The values by default as they stand in the YAML files, by dotted name."""
-    values = dict(_dotted(_read(config_dir / f"{script}.yaml")))
+    values = dict(dotted(_read(config_dir / f"{script}.yaml")))
     for group, choice in default_choices(config_dir, script).items():
         if choice is not None:
-            values.update(_dotted(_read(config_dir / group / f"{choice}.yaml"), f"{group}."))
+            values.update(dotted(_read(config_dir / group / f"{choice}.yaml"), f"{group}."))
     return values
 
 
@@ -195,10 +196,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}")
     return content
-
-
-def _dotted(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs = []
-    for name, value in content.items():
-        pairs += _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return pairs

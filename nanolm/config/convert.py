@@ -184,6 +184,24 @@ def flatten(config: object) -> dict[str, Any]:
     return {name: value_at(config, name) for name, _ in leaves(type(config))}
 
 
+def dotted(content: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """All leaves of nested dictionaries by their dotted names: ``flatten`` for what is no configuration yet."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in content.items():
+        pairs += dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return pairs
+
+
+def differences(there: object, now: object, changeable: tuple[str, ...]) -> list[str]:
+    """Where two configurations differ, one line a key, but for keys that begin with one of ``changeable``."""
+    before, after = flatten(there), flatten(now)
+    return [
+        f"  {name}: {before.get(name)!r} there, {after.get(name)!r} now"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not name.startswith(changeable)
+    ]
+
+
 def to_yaml(config: Any) -> str:
     """The configuration as YAML, every key in the order of its schema; ``from_yaml`` gives back an equal object."""
     text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, width=120)

@@ -9,11 +9,11 @@ import torch
 
 from nanolm.calibration import CalibrationMeter, GroupedMeter
 from nanolm.calibration.intervals import resampling_units
-from nanolm.config.schema import EvaluateConfig
+from nanolm.config.schema import EvaluateConfig, LossConfig
 from nanolm.data import TokenSplit
 from nanolm.device import Compute
 from nanolm.evaluation.calibrated import InverseSmoothing
-from nanolm.evaluation.groups import TokenGroups, position_group, position_names
+from nanolm.evaluation.groups import TokenGroups, frequency_groups, position_group, position_names
 from nanolm.evaluation.measurement import prediction_values
 from nanolm.evaluation.result import Evaluation, Slice
 from nanolm.evaluation.sums import UnitSums, column
@@ -32,6 +32,22 @@ class Extras:
     """frequencies of tokens, for slices"""
     label_smoothing: float = 0.0
     """where above 0, everything is scored once more with this smoothing inverted"""
+
+
+def all_extras(
+    temperature: float | None, counted: TokenSplit, vocab_size: int, end_of_text_id: int, loss: LossConfig
+) -> Extras:
+    """The whole picture of a trained model.
+
+    Args:
+        temperature: the fitted one, if any.
+        counted: the split whose frequencies make the slices.
+        vocab_size, end_of_text_id: of the tokenizer.
+        loss: the objective that it was trained with. Its smoothing can be inverted where there was no teacher: beside
+            one the optimum is another, which the inverse map does not know.
+    """
+    smoothing = 0.0 if loss.distillation.teacher else loss.label_smoothing
+    return Extras(temperature, frequency_groups(counted, vocab_size, end_of_text_id), smoothing)
 
 
 @torch.no_grad()

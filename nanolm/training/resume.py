@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from nanolm.config import flatten, from_yaml
+from nanolm.config import differences, from_yaml
 from nanolm.config.schema import TrainConfig
 from nanolm.data import PreparedCorpus
 from nanolm.device import Compute
@@ -78,7 +78,7 @@ def check_same_run(config: TrainConfig, run_dir: Path) -> None:
             f"{path}: expected the configuration of this run: {error}. Copy config.yaml there from one of its "
             "checkpoints, or give another hydra.run.dir for a new run."
         ) from None
-    if differing := differences(before, config):
+    if differing := differences(before, config, CHANGEABLE):
         raise ConfigError(
             f"{run_dir}: this directory holds a run with another configuration:\n"
             + "\n".join(differing)
@@ -89,16 +89,6 @@ def check_same_run(config: TrainConfig, run_dir: Path) -> None:
             f"{run_dir}: trainer.resume=never, but this directory holds a run already. "
             "Use trainer.resume=auto to continue it, or give another hydra.run.dir."
         )
-
-
-def differences(there: TrainConfig, config: TrainConfig) -> list[str]:
-    """What a continued run may not differ in, one line a key."""
-    before, now = flatten(there), flatten(config)
-    return [
-        f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(CHANGEABLE)
-    ]
 
 
 def build_state(
@@ -114,7 +104,7 @@ def build_state(
     state = TrainingState(model, build_optimizer(model, config.optimizer))
     if checkpoint is None:
         return state
-    differing = differences(checkpoint.config, config)
+    differing = differences(checkpoint.config, config, CHANGEABLE)
     there, here = checkpoint.tokenizer, corpus.tokenizer
     if there.fingerprint != here.fingerprint:
         differing.append(

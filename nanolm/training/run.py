@@ -15,9 +15,9 @@ from nanolm.evaluation import (
     Evaluation,
     Extras,
     FittedTemperature,
+    all_extras,
     calibration_json,
     evaluate,
-    frequency_groups,
     summary_values,
     table,
     temperature_by_size,
@@ -185,12 +185,9 @@ class _Run:
 
     def extras(self) -> Extras:
         """What is scored after the last step besides the model's own probabilities."""
-        tokenizer = self.corpus.tokenizer
-        groups = frequency_groups(self.corpus.splits["train"], tokenizer.vocab_size, tokenizer.end_of_text_id)
+        tokenizer, train = self.corpus.tokenizer, self.corpus.splits["train"]
         fitted = self.calibration.fit.temperature if isinstance(self.calibration, FittedTemperature) else None
-        # Beside a teacher the optimum of smoothing is another one, which the inverse map does not know.
-        smoothing = 0.0 if self.objective.teacher else self.config.loss.label_smoothing
-        return Extras(fitted, groups, smoothing)
+        return all_extras(fitted, train, tokenizer.vocab_size, tokenizer.end_of_text_id, self.config.loss)
 
     def content(self, evaluation: Evaluation) -> dict[str, Any]:
         """What ``evaluation*.json`` says of a split."""
