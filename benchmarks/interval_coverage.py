@@ -1,83 +1,185 @@
-"""How often 95 % intervals hold the truth, by the number of documents.
+"""How often the 95 % intervals of an evaluation hold the truth, by the number of documents.
 
-    python benchmarks/interval_coverage.py [--simulations 1000]
+    python benchmarks/interval_coverage.py [--simulations 1000] [--runs RUN OTHER]
 
-Documents have log-normal lengths (σ = 1 or 0.5), a level of their own, and tokens around it; what is estimated are the
-NLL per token, Σ nll / Σ tokens over documents, and the accuracy. A share of 1000 has a standard error of 0.007.
+Each simulation makes documents whose true metrics are known, hands their sums to the class that evaluate.py and
+train.py hand theirs to, and looks whether the printed interval holds the truth. "Simulated" documents have log-normal
+lengths (σ = 0.8) and a level of their own; a model that is "calibrated" on them has a true ECE of 0. "Real" documents
+are drawn with replacement from those of a finished run's val split, whose metrics are then the truth; two runs on the
+same documents give the paired difference. "Blocks" are one text of 64-token cells whose level is an AR(1) process. The
+temperature is fitted to simulated logits of five classes whose true temperature differs from document to document. A
+share of 1000 simulations that is 0.95 has a standard error of 0.007.
 """
 
 import argparse
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from nanolm.calibration.intervals import bootstrap_interval
+from benchmarks.simulated_text import documents, lengths, text
+from nanolm.calibration import CalibrationMeter, Interval, fit_temperature_from_logits, paired_interval
+from nanolm.evaluation import Measurement
+from nanolm.evaluation.measurement import read_units
+from nanolm.evaluation.sums import AT_TEMPERATURE, STATISTICS, Array
 
-Floats = npt.NDArray[np.float64]
-NLL = 4.0
+COUNTS = (8, 11, 21, 29, 30, 200)
+METRICS = (
+    "nll",
+    "bits_per_byte",
+    "accuracy",
+    "confidence",
+    "ece",
+    "brier",
+    "entropy",
+    "entropy_gap",
+    "nll_at_temperature",
+    "calibration_error",
+)
+"""Perplexity is a function of the NLL, refinement is NLL at T, and debiased ECE has the interval of ECE."""
 
-
-def documents(generator: np.random.Generator, count: int, spread: float) -> Floats:
-    """(count, 4): tokens, Σ nll, Σ nll² and Σ correct of each document; longer ones are a little easier."""
-    tokens = np.maximum(1, np.round(np.exp(generator.normal(5, spread, count))))
-    level = NLL + 0.4 * generator.gamma(2, 1, count) - 0.8 - 0.1 * (np.log(tokens) - 5)
-    noise = generator.normal(0, 1, count)
-    nll_sum = tokens * level + np.sqrt(tokens) * 3 * noise
-    correct = generator.binomial(tokens.astype(int), np.clip(0.5 - 0.1 * (level - NLL), 0.02, 0.98))
-    return np.stack([tokens, nll_sum, nll_sum**2 / tokens + 9 * tokens, correct], axis=1)
-
-
-def ratio(column: int) -> Callable[[Floats], Floats]:
-    return lambda sums: sums[..., column] / sums[..., 0]
-
-
-def percentile(statistic: Callable[[Floats], Floats], sums: Floats, seed: int) -> tuple[float, float]:
-    generator = np.random.default_rng(seed)
-    counts = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=1000)
-    low, high = np.quantile(statistic(counts @ sums), [0.025, 0.975])
-    return float(low), float(high)
+Draw = Callable[[np.random.Generator], Array]
 
 
-def naive(sums: Floats) -> tuple[float, float]:
-    """Tokens taken for independent."""
-    tokens, nll, squares, _ = sums.sum(axis=0)
-    mean = nll / tokens
-    error = np.sqrt((squares / tokens - mean**2) / tokens)
-    return mean - 1.96 * error, mean + 1.96 * error
+class AnyText(Measurement):
+    """Sums alone, with the metrics of a language model's evaluation."""
+
+    statistics = STATISTICS
+
+    def values(self) -> dict[str, float]:
+        """Every metric that is a function of sums."""
+        total = self.documents.sum(axis=0)
+        return {name: float(statistic(total)) for name, statistic in (STATISTICS | AT_TEMPERATURE).items()}
 
 
-def coverage(count: int, spread: float, simulations: int, num_resamples: int = 1000) -> dict[str, float]:
-    """Shares of simulations whose interval holds the truth."""
-    population = documents(np.random.default_rng(10**6), 2_000_000, spread).sum(axis=0)
-    truth = {"NLL": population[1] / population[0], "accuracy": population[3] / population[0]}
-    hits = {"naive, NLL": 0, "percentile, NLL": 0, "ours, NLL": 0, "ours, accuracy": 0}
+def printed(units: Array, blocks: bool = False) -> dict[str, Interval]:
+    """The intervals that an evaluation of these sums prints."""
+    meter = CalibrationMeter()
+    whole = AnyText(
+        split="val",
+        documents=units.sum(axis=0, keepdims=True) if blocks else units,
+        blocks=units if blocks else None,
+        about_intervals="",
+        meter=meter,
+        meter_at_temperature=meter,
+    )
+    return whole.intervals()
+
+
+def true_values(sums: Array) -> dict[str, float]:
+    total = sums.sum(axis=0)
+    return {name: float(statistic(total)) for name, statistic in (STATISTICS | AT_TEMPERATURE).items()}
+
+
+def coverage(draw: Draw, truth: dict[str, float], simulations: int, blocks: bool = False) -> dict[str, float]:
+    """Share of simulations whose interval holds the truth, by metric; a missing interval does not hold it."""
+    hits = dict.fromkeys(METRICS, 0)
     for seed in range(simulations):
-        sums = documents(np.random.default_rng(seed), count, spread)
-        intervals = {
-            "naive, NLL": naive(sums),
-            "percentile, NLL": percentile(ratio(1), sums, seed),
-        }
-        for name, column in (("NLL", 1), ("accuracy", 3)):
-            found = bootstrap_interval(ratio(column), sums, seed=seed, num_resamples=num_resamples)
-            assert found.low is not None
-            assert found.high is not None
-            intervals[f"ours, {name}"] = (found.low, found.high)
-        for name, (low, high) in intervals.items():
-            hits[name] += low <= truth[name.rpartition(", ")[2]] <= high
-    return {name: hit / simulations for name, hit in hits.items()}
+        found = printed(draw(np.random.default_rng(seed)), blocks)
+        for name in METRICS:
+            hits[name] += holds(found[name], truth[name])
+    return {name: count / simulations for name, count in hits.items()}
+
+
+def holds(found: Interval, truth: float) -> bool:
+    return found.low is not None and found.high is not None and found.low <= truth <= found.high
+
+
+def simulated(count: int, overconfidence: float, simulations: int) -> dict[str, float]:
+    """Documents whose sums are simulated."""
+    many = sum(
+        documents(np.random.default_rng(10**6 + part), 20_000, 0.8, overconfidence).sum(axis=0) for part in range(10)
+    )
+    truth = true_values(np.asarray(many)[None])
+    if overconfidence == 0:
+        truth["ece"] = 0.0
+    return coverage(partial(documents, count=count, spread=0.8, overconfidence=overconfidence), truth, simulations)
+
+
+def of_blocks(num_tokens: int, correlation: float, simulations: int) -> dict[str, float]:
+    """One text of this many tokens."""
+    long = np.asarray(text(np.random.default_rng(10**6), 500_000, correlation, 0.05))
+
+    def draw(generator: np.random.Generator) -> Array:
+        cells = text(generator, num_tokens // 64, correlation, 0.05)
+        return np.add.reduceat(cells, np.arange(64) * len(cells) // 64, axis=0)
+
+    return coverage(draw, true_values(long), simulations, blocks=True)
+
+
+def real(units: Array, count: int, simulations: int) -> dict[str, float]:
+    """Documents drawn from those of a run."""
+    return coverage(
+        lambda generator: units[generator.integers(len(units), size=count)], true_values(units), simulations
+    )
+
+
+def real_pairs(units: Array, others: Array, count: int, simulations: int) -> dict[str, float]:
+    """The difference of two runs on the same documents, drawn together."""
+    statistics, hits = STATISTICS | AT_TEMPERATURE, dict.fromkeys(METRICS, 0)
+    first, second = true_values(units), true_values(others)
+    for seed in range(simulations):
+        chosen = np.random.default_rng(seed).integers(len(units), size=count)
+        for name in METRICS:
+            found = paired_interval(statistics[name], units[chosen], others[chosen])
+            hits[name] += holds(found, first[name] - second[name])
+    return {name: count / simulations for name, count in hits.items()}
+
+
+def logits_of(
+    generator: np.random.Generator, count: int, scale: float = 100.0
+) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64]]:
+    """(N, 5) logits, (N,) outcomes drawn at a temperature of each document's own, and the (N,) documents."""
+    tokens = np.maximum(5, lengths(generator, count, 0.8) / scale).astype(np.int64)
+    unit = np.repeat(np.arange(count), tokens)
+    logits = generator.normal(0, 2, (len(unit), 5))
+    temperature = np.exp(0.2 + 0.15 * generator.normal(size=count))[unit, None]
+    outcome = (logits / temperature + generator.gumbel(size=logits.shape)).argmax(axis=1)
+    return torch.from_numpy(logits), torch.from_numpy(outcome), unit
+
+
+def temperature(count: int, simulations: int) -> float:
+    """Share of fits whose interval holds the temperature that fits a very large sample."""
+    logits, outcome, _ = logits_of(np.random.default_rng(10**6), 20_000)
+    truth = fit_temperature_from_logits(logits, outcome).temperature
+    hits = 0
+    for seed in range(simulations):
+        logits, outcome, unit = logits_of(np.random.default_rng(seed), count)
+        fit = fit_temperature_from_logits(logits, outcome, units=unit)
+        hits += holds(Interval(fit.temperature, fit.low, fit.high), truth)
+    return hits / simulations
+
+
+def rows(simulations: int, runs: list[Path]) -> Iterator[tuple[str, int | str, dict[str, float]]]:
+    """Kind of text, its documents, and the shares by metric."""
+    for count in COUNTS:
+        yield "simulated, calibrated", count, simulated(count, 0.0, simulations)
+        yield "simulated, overconfident", count, simulated(count, 0.1, simulations)
+    units = [read_units(run / "documents-val.npz")[0] for run in runs]
+    for count in COUNTS if units else ():
+        yield "real", count, real(units[0], count, simulations)
+        if len(units) > 1:
+            yield "real, paired difference", count, real_pairs(*units[:2], count, simulations)
+    for correlation in (0.0, 0.5, 0.9):
+        for num_tokens in (16_384, 131_072):
+            kind = f"blocks, {num_tokens:,} tokens"
+            yield kind, f"correlation {correlation}", of_blocks(num_tokens, correlation, simulations)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=1000)
-    simulations = parser.parse_args().simulations
-    for count, spread in itertools.product((10, 20, 30, 200), (1.0, 0.5)):
-        found = coverage(count, spread, simulations)
-        print(
-            f"{count:4} documents, σ = {spread}: " + ", ".join(f"{name} {share:.3f}" for name, share in found.items())
-        )
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], help="one or two runs scored on the same val")
+    options = parser.parse_args()
+    print("| text | documents | " + " | ".join(METRICS) + " |")
+    print("| --- " * (2 + len(METRICS)) + "|")
+    for kind, count, shares in rows(options.simulations, options.runs):
+        print(f"| {kind} | {count} | " + " | ".join(f"{share:.3f}" for share in shares.values()) + " |", flush=True)
+    for count in COUNTS:
+        print(f"temperature, {count} documents: {temperature(count, options.simulations):.3f}", flush=True)
 
 
 if __name__ == "__main__":

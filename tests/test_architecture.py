@@ -32,7 +32,7 @@ OWNERS = {
     "datasets": {"data"},
     "transformers": {"interop"},
     "sklearn": {"baselines"},
-    "scipy": {"comparison"},
+    "scipy": {"calibration"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
 }

@@ -77,6 +77,7 @@ def make_split(document_lengths, seed=0):
         num_bytes=int(documents.num_bytes.sum()),
         read=lambda start, length: tokens[start : start + length],
         documents=documents,
+        bytes_of_id=np.array([0, *[3] * (VOCAB - 1)]),
         tokens=tokens,
     )
 
@@ -206,7 +207,7 @@ def test_files_hold_the_sums(model, tmp_path):
     expected = {"split": "val", "step": 7, "num_tokens": 58, "num_documents": 3, "num_bytes": 165}
     assert expected.items() <= content.items()
     assert (content["sequence_length"], content["stride"]) == (8, 4)
-    assert "3 documents are too few" in content["intervals"]
+    assert "given this text" in content["intervals"]
 
 
 def test_memory_does_not_grow_with_the_split(model):
@@ -223,13 +224,31 @@ def test_memory_does_not_grow_with_the_split(model):
     assert peaks[1] - peaks[0] < lengths[1] - lengths[0], peaks
 
 
-def test_many_documents_are_resampled_themselves(model):
+def test_documents_are_the_units_where_there_are_several(model):
     evaluation = run(model, make_split([4] * 30))
     assert evaluation.blocks is None
-    assert evaluation.resampling == "95 % bootstrap over 30 documents"
+    assert "30 documents" in evaluation.about_intervals
     low, high = (evaluation.intervals()["perplexity"].low, evaluation.intervals()["perplexity"].high)
     nll = evaluation.intervals()["nll"]
     assert (low, high) == pytest.approx((math.exp(nll.low), math.exp(nll.high)))
+
+
+def test_blocks_have_the_bytes_of_their_own_tokens(model):
+    split = make_split([20, 33, 5])
+    split.bytes_of_id = np.arange(VOCAB)  # unequal, so that a share by tokens would show
+    evaluation = run(model, split)
+    np.testing.assert_array_equal(column(evaluation.blocks, "bytes"), split.tokens[1:])  # 58 blocks of one token
+
+
+def test_slices_have_the_intervals_of_their_own_sums(model):
+    split = make_split([9] * 40)
+    evaluation = run(model, split, extras=Extras(groups=frequency_groups(split, VOCAB, end_of_text_id=0)))
+    for group in (*evaluation.slices["frequency"], *evaluation.slices["position"]):
+        gap, confidence = group.intervals["entropy_gap"], group.intervals["confidence_gap"]
+        assert gap.value == pytest.approx(group.metrics["entropy_gap"], abs=1e-6)
+        assert confidence.value == pytest.approx(group.metrics["confidence"] - group.metrics["accuracy"], abs=1e-6)
+        assert gap.low is None or gap.low < gap.value < gap.high
+    assert any(group.intervals["entropy_gap"].low is not None for group in evaluation.slices["position"])
 
 
 def test_slices_divide_the_split(model):
@@ -343,7 +362,8 @@ def test_sums_come_back_from_the_file(model, tmp_path):
         evaluation = evaluate(model, make_split(lengths), 8, EvaluateConfig(None, 4), LossOptions(), CPU)
         evaluation.write_documents(tmp_path / "documents.npz")
         units = evaluation.documents if evaluation.blocks is None else evaluation.blocks
-        read = read_units(tmp_path / "documents.npz")
+        read, blocks = read_units(tmp_path / "documents.npz")
+        assert blocks == (evaluation.blocks is not None)
         fitted = column(read, "nll_at_temperature")
         assert np.isnan(fitted).all()
         fitted[:] = 0

@@ -213,7 +213,7 @@ class CrossValidation:
         return Measurement(
             split=split,
             documents=units.values,
-            resampling=f"95 % bootstrap over {len(self.dataset):,} examples{together}",
+            about_intervals=f"95 % intervals over {len(self.dataset):,} examples{together}",
             meter=plain,
             meter_at_temperature=at_temperature if any(isinstance(t, float) for t in self.temperatures) else None,
         )

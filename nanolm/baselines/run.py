@@ -140,7 +140,7 @@ def _content(
         "num_documents": len(dataset),
         "num_classes": dataset.num_classes,
         "corpus": dataset.fingerprint,
-        "intervals": measured.resampling,
+        "intervals": measured.about_intervals,
         **measured.figures_json(interval),
         "reliability": measured.reliability_json(),
         "slices": {},
@@ -188,7 +188,7 @@ def _write_train(measured: Measurement, run_dir: Path, content: dict[str, Any]) 
         "num_documents": content["num_documents"],
         "num_classes": content["num_classes"],
         "corpus": content["corpus"],
-        "intervals": measured.resampling,
+        "intervals": measured.about_intervals,
         **measured.figures_json(),
         "reliability": measured.reliability_json(),
     }

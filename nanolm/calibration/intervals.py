@@ -1,41 +1,43 @@
-"""95 % intervals by bootstrap over units that are nearly independent: documents, or blocks of a few long ones.
+"""Standard errors and 95 % intervals of metrics, from units that are nearly independent of each other.
 
-Tokens of one document depend on each other, so an interval from the spread of tokens is far too narrow. A unit's tokens
-are summed first; what is resampled are the sums, so memory does not depend on the number of tokens.
+Tokens of one document depend on each other, so an interval from the spread of tokens is far too narrow. A unit is a
+document, or a block of neighbouring tokens where documents are few; its tokens are summed first, and a metric is a
+function of the sums over all units, θ = f(Σ s_u). Leaving out one of U units at a time gives the standard error
 
-The interval is the symmetric studentized one (bootstrap-t; Hall 1988, doi:10.1214/aos/1176350933): for resamples b
+    se² = Σ_u (1 - p_u) (θ_(u) - θ)²,        [θ - t_ν se, θ + t_ν se]
 
-    t_b = (θ_b - θ) / se_b,        [θ - q se, θ + q se]
+where p_u is the unit's share of the tokens: the jackknife for units of unequal size, and the cluster-robust error "CR2"
+of Bell and McCaffrey (2002, Survey Methodology 28:169) for a mean over tokens. Documents differ much in length, and an
+error that rests on few long ones is itself uncertain, so Student's t has the ν degrees of freedom that these authors
+derive for it (``degrees_of_freedom``): U - 1 for documents of equal length, fewer for others.
 
-with q the 95 % quantile of |t_b|. A figure here is a smooth function of sums, θ = f(Σ s_u), so that its standard error
-follows from the linearised units (delta method; the infinitesimal jackknife of Jaeckel 1972):
-
-    se² = U/(U-1) Σ_u (∇f · (s_u - mean))²
-
-Percentile, BCa and equal-tailed studentized intervals all cover less where documents are few and their lengths differ
-much (benchmarks/interval_coverage.py).
+benchmarks/interval_coverage.py measures how often these intervals hold the truth, on real and on simulated documents.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
+Scale = Literal["identity", "log", "logit", "proportion"]
 
 MIN_UNITS = 8
 """Fewer say too little about their own spread for any interval."""
-MIN_DOCUMENTS = 30
-_MIN_BLOCKS, _MAX_BLOCKS = 20, 100
-_WINDOWS_PER_BLOCK = 4
-_RESAMPLES_AT_ONCE_UNITS = 1 << 21
+MIN_DEGREES_OF_FREEDOM = 2.0
+"""Where one or two long documents hold nearly all tokens, documents are as good as fewer than 8."""
+MAX_BLOCKS = 64
+_ECE_DRAWS = 2000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % interval; ``low`` and ``high`` are None where there is none."""
+    """A metric with its 95 % interval; ``low`` and ``high`` are None where there is none."""
 
     value: float
     low: float | None
@@ -43,11 +45,38 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Units:
-    """What is resampled."""
+class Estimate:
+    """A metric with its standard error, on some scale; a standard error of NaN where none can be formed."""
 
-    kind: str
-    """"documents" or "blocks" """
+    value: float
+    standard_error: float
+    degrees_of_freedom: float
+    num_units: int
+
+    def half_width(self, level: float = 0.95) -> float:
+        """Of the interval of this level that is symmetric about the value."""
+        return float(stats.t.ppf((1 + level) / 2, self.degrees_of_freedom)) * self.standard_error
+
+    @property
+    def interval(self) -> Interval:
+        """The value with its symmetric 95 % interval, where there is a standard error."""
+        half = self.half_width()
+        known = math.isfinite(half)
+        return Interval(self.value, self.value - half if known else None, self.value + half if known else None)
+
+    def p_value(self, of: float = 0.0) -> float:
+        """Two-sided, of the hypothesis that the truth is ``of``; NaN without a standard error."""
+        distance = abs(self.value - of)
+        if self.standard_error == 0:
+            return float(distance == 0)
+        return 2 * float(stats.t.sf(distance / self.standard_error, self.degrees_of_freedom))
+
+
+@dataclass(frozen=True)
+class Units:
+    """What counts as independent."""
+
+    kind: Literal["documents", "blocks"]
     first_target: npt.NDArray[np.int64]
     """(U,) number of each unit's first token in the split"""
     description: str
@@ -62,81 +91,205 @@ class Units:
         return np.asarray(np.searchsorted(self.first_target, position, side="right") - 1)
 
 
-def resampling_units(num_tokens: npt.NDArray[np.int64], sequence_length: int) -> Units:
-    """Documents where there are 30 or more; else 20 to 100 contiguous blocks of about equal length.
+def independent_units(num_tokens: npt.NDArray[np.int64]) -> Units:
+    """Documents where there are 8 or more; else up to 64 contiguous blocks of about equal length.
 
-    Blocks are at least four windows long where the text allows it: within a block tokens may depend on each other.
+    Blocks are only where ``estimate`` begins: it joins neighbours until they no longer depend on each other. What is
+    estimated from them is the mean of a text that goes on as this one does, not that of other documents.
 
     Args:
         num_tokens: (num_documents,) tokens of each document.
-        sequence_length: tokens of a window.
     """
     total = int(num_tokens.sum())
-    if len(num_tokens) >= MIN_DOCUMENTS:
+    if len(num_tokens) >= MIN_UNITS and degrees_of_freedom(num_tokens.astype(float)) >= MIN_DEGREES_OF_FREEDOM:
         first = np.cumsum(num_tokens) - num_tokens
-        return Units("documents", first, f"95 % bootstrap over {len(num_tokens):,} documents")
-    count = min(max(total // (_WINDOWS_PER_BLOCK * sequence_length), _MIN_BLOCKS), _MAX_BLOCKS, max(total, 1))
-    few = "1 document is" if len(num_tokens) == 1 else f"{len(num_tokens)} documents are"
-    text = f"95 % bootstrap over {count} contiguous blocks of about {total // count:,} tokens ({few} too few)"
+        return Units("documents", first, f"95 % intervals over {len(num_tokens):,} documents")
+    count = min(MAX_BLOCKS, max(total, 1))
+    few = "1 document" if len(num_tokens) == 1 else f"{len(num_tokens)} documents"
+    text = f"95 % intervals over blocks of the text, given this text: {few} cannot show how documents differ"
     if count < MIN_UNITS:
         text = f"no intervals: {total} tokens are too few"
     return Units("blocks", np.arange(count, dtype=np.int64) * total // count, text)
 
 
-def bootstrap_interval(
-    statistic: Statistic, sums: Floats, *, seed: int = 0, num_resamples: int = 2000, level: float = 0.95
-) -> Interval:
-    """The studentized bootstrap interval of a figure of sums over units.
+def degrees_of_freedom(num_tokens: Floats) -> float:
+    """Bell and McCaffrey's, of the standard error over units of these sizes.
+
+    If the units' means m are independent and vary alike, se² is a quadratic form m'Am with A = (I - p1')D(I - 1p') and
+    D = diag(d), d_u = p_u² / (1 - p_u); matching its mean and variance with those of a χ² gives (tr A)² / tr A².
+    """
+    total = num_tokens.sum()
+    if len(num_tokens) < 2 or num_tokens.max() >= total:
+        return 0.0
+    p = num_tokens / total
+    d = p**2 / (1 - p)
+    s, pp, pd = d.sum(), p @ p, p @ d
+    trace = s - 2 * pd + s * pp
+    trace_of_square = (
+        d @ d - 4 * (d**2 @ p) + 2 * s * (d @ p**2) + 2 * pd**2 + 2 * pp * (d @ d) - 4 * s * pp * pd + (s * pp) ** 2
+    )
+    return float(trace**2 / trace_of_square)
+
+
+def estimate(statistic: Statistic, sums: Floats, *, blocks: bool = False) -> Estimate:
+    """A function of sums over units with its jackknife standard error.
 
     Args:
-        statistic: (..., K) sums over all units to (...) figures.
-        sums: (U, K) sums of each unit.
-        seed: seed of the resamples; the same call gives the same interval.
-        num_resamples: bootstrap samples.
-        level: coverage.
+        statistic: (..., K) sums to (...) values.
+        sums: (U, K) sums of each unit; column 0 is its number of predictions.
+        blocks: the units are neighbouring blocks of a text. Then neighbours are joined, 64 to 32 to 16 to 8, until what
+            they contribute to this statistic is no longer correlated from one to the next (batch means; Fishman 1978).
+    """
+    found = jackknife(lambda totals: statistic(totals)[..., None], sums, np.ones(1), blocks=blocks)
+    value, error = float(found.values[0]), math.sqrt(found.covariance[0, 0])
+    if error <= 1e-12 * max(abs(value), 1e-300):
+        error = 0.0  # the same in every unit but for rounding
+    return Estimate(value, error, found.degrees_of_freedom, len(found.sums))
 
-    Returns:
-        Value and bounds; without bounds below 8 units or where the value is not finite. A figure that is the same in
-        every unit has the value itself as both.
+
+@dataclass(frozen=True)
+class Jackknife:
+    """Several functions of the same sums, and how their errors vary together."""
+
+    values: Floats
+    """(n,)"""
+    covariance: Floats
+    """(n, n); NaN where the units are too few or a value is not finite"""
+    degrees_of_freedom: float
+    sums: Floats
+    """(U, K) of the units that were left out, where blocks were joined of the joined ones"""
+
+
+def jackknife(statistic: Statistic, sums: Floats, weights: Floats, *, blocks: bool = False) -> Jackknife:
+    """Leave out each unit in turn.
+
+    Args:
+        statistic: (..., K) sums to (..., n) values.
+        sums, blocks: as for ``estimate``.
+        weights: (n,); blocks are joined until their contributions to the weighted sum of the values are uncorrelated.
     """
     total = sums.sum(axis=0)
-    value = float(statistic(total))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        values, left_out = statistic(total), statistic(total - sums)
+        while blocks and len(sums) >= 2 * MIN_UNITS and _lag_one_correlation(left_out @ weights) + 1 / len(sums) > 0:
+            half = len(sums) // 2
+            sums = np.add.reduceat(sums, np.arange(half) * len(sums) // half, axis=0)
+            left_out = statistic(total - sums)
     num_units = len(sums)
-    if num_units < MIN_UNITS or not np.isfinite(value):
+    freedom = max(degrees_of_freedom(sums[:, 0]), 1.0)
+    if num_units < MIN_UNITS or not (np.isfinite(values).all() and np.isfinite(left_out).all()):
+        return Jackknife(values, np.full((len(values), len(values)), np.nan), freedom, sums)
+    change = (left_out - values) * np.sqrt(1 - sums[:, :1] / sums[:, 0].sum())
+    return Jackknife(values, change.T @ change, freedom, sums)
+
+
+def interval(statistic: Statistic, sums: Floats, *, scale: Scale = "identity", blocks: bool = False) -> Interval:
+    """The 95 % interval of a metric, within the bounds that the metric has.
+
+    Args:
+        statistic, sums, blocks: as for ``estimate``.
+        scale: "log" for a metric above 0 and "logit" for one between 0 and 1: the interval is symmetric there.
+            "proportion" for a share of predictions, which may be 0 or 1 itself: Wilson's interval (1927) of as many
+            independent predictions as have this standard error (Korn and Graubard 1998 for the effective number).
+
+    Returns:
+        Value and bounds; without bounds below 8 units or where the value is not finite. A metric that is the same in
+        every unit has the value itself as both.
+    """
+    forward, backward = _LINKS[scale]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(sums.sum(axis=0)))
+        found = estimate(lambda totals: forward(statistic(totals)), sums, blocks=blocks)
+    if math.isnan(found.standard_error):
         return Interval(value, None, None)
-    active = _gradient(statistic, total[None], np.arange(sums.shape[1]))[0] != 0
-    if not active.any():
-        return Interval(value, value, value)
-    columns = np.flatnonzero(active)
-    error = _standard_errors(statistic, total[None], np.ones((1, num_units)), sums, columns)[0]
-    if error <= 1e-12 * max(abs(value), 1e-300):
-        return Interval(value, value, value)
+    if scale == "proportion":
+        return _wilson(found)
+    half = found.half_width()
+    # Rounding in the transformations must not leave the value outside.
+    return Interval(value, min(value, backward(found.value - half)), max(value, backward(found.value + half)))
 
+
+def total_variance(value: float, sources: Sequence[Estimate]) -> Estimate:
+    """An estimate whose variance is the sum of that of several sources, each estimated on its own.
+
+    The degrees of freedom are those of Welch (1947) and Satterthwaite: (Σ v)² / Σ (v²/ν) for variances v.
+    """
+    variances = [source.standard_error**2 for source in sources]
+    freedom = sum(v**2 / source.degrees_of_freedom for v, source in zip(variances, sources, strict=True) if v)
+    num_units = min((source.num_units for source in sources), default=0)
+    return Estimate(value, math.sqrt(sum(variances)), sum(variances) ** 2 / freedom if freedom else 1.0, num_units)
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate:
+    """The mean of independent values with Student's standard error, which is NaN below two of them."""
+    count = len(values)
+    error = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    return Estimate(float(np.mean(values)), error, max(count - 1, 1), count)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number (Holm 1979): rejecting those of at most α has a family-wise error of α."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def ece_interval(gaps: Statistic, sums: Floats, *, seed: int = 0, blocks: bool = False) -> tuple[Interval, float]:
+    """The interval of an expected calibration error Σ_b |δ_b|, which holds 0 where the model may be calibrated.
+
+    The plugin value T = Σ_b |d_b| is above the truth on average, since noise adds to every |d_b|. So the lower end is
+    the smallest Σ|δ_b| under which a value as large as T has a probability of 2.5 % (a test inverted; the δ_b for which
+    this is asked are the d_b moved towards 0 by a common number of standard errors), and 0 where no gap at all gives
+    it that. The upper end is T + t_ν se, which the noise makes too large rather than too small. Noise is normal with
+    the covariance of the jackknife, divided by the root of χ²/(U-1) over it.
+
+    Args:
+        gaps: (..., K) sums to (..., B) signed gaps d_b; their absolute values add up to the ECE.
+        sums, blocks: as for ``estimate``.
+        seed: of the draws of noise; the same call gives the same interval.
+
+    Returns:
+        T with its interval, and the value under which T is the median: ECE without what noise adds (median-unbiased),
+        NaN where there is no interval.
+    """
+
+    def plugin(totals: Floats) -> Floats:
+        return np.asarray(np.abs(gaps(totals)).sum(axis=-1))
+
+    whole = estimate(plugin, sums, blocks=blocks)
+    if math.isnan(whole.standard_error):
+        return Interval(whole.value, None, None), math.nan
+    found = jackknife(gaps, sums, np.sign(gaps(sums.sum(axis=0))), blocks=blocks)
+    observed, errors, freedom = found.values, np.sqrt(np.diag(found.covariance)), len(found.sums) - 1
     generator = np.random.default_rng(seed)
-    at_once = max(1, _RESAMPLES_AT_ONCE_UNITS // num_units)
-    ratios = []
-    for start in range(0, num_resamples, at_once):
-        size = min(at_once, num_resamples - start)
-        counts = generator.multinomial(num_units, np.full(num_units, 1 / num_units), size=size).astype(np.float64)
-        totals = counts @ sums
-        with np.errstate(divide="ignore", invalid="ignore"):
-            errors = _standard_errors(statistic, totals, counts, sums, columns)
-            ratios.append((statistic(totals) - value) / errors)
-    t = np.abs(np.concatenate(ratios))
-    half = float(np.quantile(t[~np.isnan(t)], level, method="closest_observation")) * error
-    return Interval(value, value - half, value + half) if np.isfinite(half) else Interval(value, None, None)
+    noise = generator.multivariate_normal(np.zeros_like(observed), found.covariance, _ECE_DRAWS, method="eigh")
+    noise /= np.sqrt(generator.chisquare(freedom, (_ECE_DRAWS, 1)) / freedom)
+
+    def moved(steps: float) -> Floats:
+        return np.asarray(np.sign(observed) * np.maximum(np.abs(observed) - steps * errors, 0))
+
+    def share_above(steps: float) -> float:
+        return float(np.mean(np.abs(moved(steps) + noise).sum(axis=1) >= whole.value))
+
+    def inverted(probability: float) -> float:
+        low = 0.0  # T itself: at least half of the draws lie above
+        # A little beyond the largest, so that rounding leaves nothing of it.
+        high = 1.000001 * float((np.abs(observed)[errors > 0] / errors[errors > 0]).max(initial=0.0))
+        if share_above(high) > probability or high == 0:
+            return float(np.abs(moved(high)).sum())
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if share_above(middle) > probability else (low, middle)
+        return float(np.abs(moved(high)).sum())
+
+    lowest, median = inverted(0.025), inverted(0.5)
+    return Interval(whole.value, min(lowest, whole.value), whole.value + whole.half_width()), min(median, whole.value)
 
 
-def paired_interval(
-    statistic: Statistic,
-    sums_a: Floats,
-    sums_b: Floats,
-    *,
-    seed: int = 0,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-) -> Interval:
-    """The interval of statistic(a) - statistic(b), two models on the same (U, K) units, resampled together."""
+def paired_interval(statistic: Statistic, sums_a: Floats, sums_b: Floats, *, blocks: bool = False) -> Interval:
+    """The interval of statistic(a) - statistic(b), two models on the same (U, K) units, left out together."""
     if sums_a.shape != sums_b.shape:
         raise ValueError(f"expected the same units twice, found {sums_a.shape} and {sums_b.shape}")
     width = sums_a.shape[1]
@@ -144,30 +297,39 @@ def paired_interval(
     def difference(sums: Floats) -> Floats:
         return np.asarray(statistic(sums[..., :width]) - statistic(sums[..., width:]))
 
-    both = np.concatenate([sums_a, sums_b], axis=1)
-    return bootstrap_interval(difference, both, seed=seed, num_resamples=num_resamples, level=level)
+    return interval(difference, np.concatenate([sums_a, sums_b], axis=1), blocks=blocks)
 
 
-def _standard_errors(
-    statistic: Statistic, totals: Floats, counts: Floats, sums: Floats, columns: npt.NDArray[np.intp]
-) -> Floats:
-    """(R,) standard errors of the statistic in R resamples with (R, U) counts of the units."""
-    gradient = _gradient(statistic, totals, columns)
-    num_units = counts.shape[1]
-    linear = gradient @ sums[:, columns].T  # (R, U)
-    mean = (counts * linear).sum(axis=1, keepdims=True) / num_units
-    return np.asarray(np.sqrt((counts * (linear - mean) ** 2).sum(axis=1) * num_units / (num_units - 1)))
+def _lag_one_correlation(values: Floats) -> float:
+    """Its expectation is -1/U for independent values."""
+    centred = values - values.mean()
+    square = float(centred @ centred)
+    return float(centred[1:] @ centred[:-1]) / square if square > 0 else -1.0
 
 
-def _gradient(statistic: Statistic, totals: Floats, columns: npt.NDArray[np.intp]) -> Floats:
-    """(R, len(columns)) derivatives of the statistic at (R, K) totals, by central differences."""
-    step = 1e-5 * np.maximum(np.abs(totals[:, columns]), 1e-3 * np.abs(totals).max())
-    found = np.empty_like(step)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for place, index in enumerate(columns):
-            moved = totals.copy()
-            moved[:, index] += step[:, place]
-            above = statistic(moved)
-            moved[:, index] -= 2 * step[:, place]
-            found[:, place] = (above - statistic(moved)) / (2 * step[:, place])
-    return np.asarray(np.nan_to_num(found))
+def _wilson(share: Estimate) -> Interval:
+    p, quantile = share.value, float(stats.t.ppf(0.975, share.degrees_of_freedom))
+    if share.standard_error == 0 and 0 < p < 1:
+        return Interval(p, p, p)
+    # All right or all wrong: the spread shows nothing, and no more is known than that of one prediction a unit.
+    count = p * (1 - p) / share.standard_error**2 if share.standard_error > 0 else share.num_units
+    weight = quantile**2 / count
+    middle = (p + weight / 2) / (1 + weight)
+    half = math.sqrt(p * (1 - p) * weight + weight**2 / 4) / (1 + weight)
+    return Interval(p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half)))
+
+
+def _logit(share: Floats) -> Floats:
+    return np.asarray(np.log(share) - np.log1p(-share))
+
+
+def _same(value: Floats) -> Floats:
+    return value
+
+
+_LINKS: dict[Scale, tuple[Statistic, Callable[[float], float]]] = {
+    "identity": (_same, float),
+    "log": (lambda value: np.asarray(np.log(value)), lambda value: math.exp(value) if value < 700 else math.inf),
+    "logit": (_logit, lambda value: 0.5 * (1 + math.tanh(value / 2))),
+    "proportion": (_same, float),
+}

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nanolm.calibration.intervals import estimate
 from nanolm.errors import DataError, NonFiniteError
 from nanolm.loss import LossOptions, NLLResult, bernoulli_nll, linear_nll, softmax_nll
 
@@ -28,7 +29,6 @@ LOWEST, HIGHEST = 0.02, 50.0
 TOLERANCE = 1e-5
 _MAX_STEPS = 60
 _TOKENS_AT_ONCE = 1 << 14
-_NORMAL_QUANTILE = 1.959963984540054  # of 97.5 %
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,9 +42,9 @@ class TemperatureFit:
     """A fitted temperature. NLL in nats per token."""
 
     temperature: float
-    low: float
-    high: float
-    """95 % interval from the spread of the units' gradients (a sandwich), on the scale of ln T"""
+    low: float | None
+    high: float | None
+    """95 % interval over the units, symmetric in ln T; None where they are too few"""
     nll: float
     """on the fitting data at T = 1"""
     nll_at_temperature: float
@@ -56,15 +56,19 @@ class TemperatureFit:
 
 @dataclass(frozen=True)
 class _Scores:
-    """A pass at one temperature: NLL, entropy gap and logit variance, per token in float64."""
+    """A pass at one temperature: mean NLL, and the entropy gap and logit variance of each token, in float64."""
 
     nll: float
     gap: Floats
-    variance: float
+    logit_variance: Floats
 
     @property
     def gradient(self) -> float:
         return float(self.gap.mean())
+
+    @property
+    def variance(self) -> float:
+        return float(self.logit_variance.mean())
 
 
 def fit_temperature(
@@ -75,6 +79,7 @@ def fit_temperature(
     options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
     units: npt.NDArray[np.int64] | None = None,
     progress: Callable[[int], None] = lambda passes: None,
+    blocks: bool = False,
 ) -> TemperatureFit:
     """Fit the temperature of softmax(hidden @ weight.T + bias); it divides what ``options`` make of the logits.
 
@@ -84,7 +89,8 @@ def fit_temperature(
         targets: (N,) class indices, or options.ignore_index.
         options: softcap and temperature are the model's own; smoothing and z-loss play no part.
         units: (N,) the document of each token, for an interval that knows that tokens of one depend on each other.
-        progress: called with the number of passes done before each further one; what it raises ends the fit.
+        progress: called before each pass with the number of passes so far; an exception from it aborts the fit.
+        blocks: the units are neighbouring blocks of a text, as for ``intervals.estimate``.
 
     Raises:
         CalibrationRefused: no valid token, or the best temperature is outside [0.02, 50] (all right, or all wrong).
@@ -95,7 +101,7 @@ def fit_temperature(
         scaled = replace(options, temperature=options.temperature * temperature)
         return linear_nll(hidden[part], weight, targets[part], bias, options=scaled, statistics="full")
 
-    return _fit(score, len(hidden), units, progress)
+    return _fit(score, len(hidden), units, progress, blocks)
 
 
 def fit_temperature_from_logits(
@@ -116,7 +122,7 @@ def fit_temperature_from_logits(
             return bernoulli_nll(logits[part], targets[part], scaled)
         return softmax_nll(logits[part], targets[part], options=scaled)
 
-    return _fit(score, len(logits), units, lambda passes: None)
+    return _fit(score, len(logits), units, lambda passes: None, blocks=False)
 
 
 @torch.no_grad()
@@ -143,6 +149,7 @@ def _fit(
     num_tokens: int,
     units: npt.NDArray[np.int64] | None,
     progress: Callable[[int], None],
+    blocks: bool,
 ) -> TemperatureFit:
     """The fit of anything that can be scored at a temperature, part by part."""
     valid: list[npt.NDArray[np.bool_]] = []
@@ -153,7 +160,7 @@ def _fit(
         progress(num_passes)
         num_passes += 1
         valid.clear()
-        nll, variance, gaps = 0.0, 0.0, []
+        nll, gaps, variances = 0.0, [], []
         for start in range(0, num_tokens, _TOKENS_AT_ONCE):
             result = score(1 / beta, slice(start, start + _TOKENS_AT_ONCE))
             assert result.entropy is not None, "statistics are full"
@@ -161,19 +168,19 @@ def _fit(
             kept = result.valid
             valid.append(kept.cpu().numpy())
             nll += float(result.nll.double().sum())
-            variance += float(result.logit_variance.double()[kept].sum())
+            variances.append(result.logit_variance.double()[kept].cpu().numpy())
             gaps.append((result.nll.double() - result.entropy.double())[kept].cpu().numpy())
-        gap = np.concatenate(gaps) if gaps else np.zeros(0)
+        gap, variance = (np.concatenate(parts) if parts else np.zeros(0) for parts in (gaps, variances))
         if len(gap) == 0:
             raise CalibrationRefused("a temperature cannot be fitted to no tokens; the calibration split is empty")
-        if not np.isfinite(gap).all() or not math.isfinite(variance):
+        if not (np.isfinite(gap).all() and np.isfinite(variance).all()):
             raise NonFiniteError("a temperature cannot be fitted: the logits of some tokens are NaN or infinite")
-        if variance == 0 and beta == 1:
+        if beta == 1 and not variance.any():
             raise CalibrationRefused(
                 "the logits of every token are all equal, or so far apart that no probability moves: every temperature "
                 "near 1 fits alike"
             )
-        return _Scores(nll / len(gap), gap, variance / len(gap))
+        return _Scores(nll / len(gap), gap, variance)
 
     first, beta, scores = _minimise(evaluate)
     temperature = 1 / beta
@@ -196,11 +203,11 @@ def _fit(
                 f"NLL {scores.nll:.6f} at the fitted T = {temperature:.5f} is above {first.nll:.6f} at T = 1"
             )
         temperature, scores = 1.0, first  # equal but for rounding: nothing to mend
-    error = _standard_error(scores, None if units is None else units[np.concatenate(valid)])
+    half = _half_width(scores, None if units is None else units[np.concatenate(valid)], blocks)
     return TemperatureFit(
         temperature=temperature,
-        low=temperature * math.exp(-_NORMAL_QUANTILE * error),
-        high=temperature * math.exp(_NORMAL_QUANTILE * error),
+        low=None if half is None else temperature * math.exp(-half),
+        high=None if half is None else temperature * math.exp(half),
         nll=first.nll,
         nll_at_temperature=scores.nll,
         gradient=scores.gradient,
@@ -228,17 +235,17 @@ def _minimise(evaluate: Callable[[float], _Scores]) -> tuple[_Scores, float, _Sc
     return first, beta, scores
 
 
-def _standard_error(scores: _Scores, units: npt.NDArray[np.int64] | None) -> float:
-    """Of ln T: the sandwich (Huber 1967) with gradients summed over units, which may depend on each other within.
+def _half_width(scores: _Scores, units: npt.NDArray[np.int64] | None, blocks: bool) -> float | None:
+    """Of the 95 % interval of ln T; None where the units are too few or show no curvature.
 
-    In ln β the curvature is the logit variance plus the gap (0 at the optimum), and the gradient's variance is
-    U/(U-1) Σ_u g_u² / N².
+    The fitted ln T moves with the sums over units as one Newton step from it does, mean gap / mean curvature; in ln T
+    the curvature is the logit variance plus the gap.
     """
-    curvature = scores.variance + scores.gradient
-    sums: Floats = scores.gap
+    columns = np.ones_like(scores.gap), scores.gap, scores.logit_variance + scores.gap
+    sums = np.stack(columns, axis=1)
     if units is not None:
-        sums = np.bincount(np.unique(units, return_inverse=True)[1], scores.gap).astype(np.float64)
-    if len(sums) < 2 or curvature <= 0:
-        return math.inf
-    sums = sums - sums.mean()
-    return math.sqrt(len(sums) / (len(sums) - 1) * float(np.square(sums).sum())) / len(scores.gap) / curvature
+        place = np.unique(units, return_inverse=True)[1]
+        sums = np.stack([np.bincount(place, column) for column in columns], axis=1)
+    found = estimate(lambda totals: totals[..., 1] / totals[..., 2], sums, blocks=blocks)
+    half = found.half_width()
+    return half if math.isfinite(half) and half < math.log(HIGHEST / LOWEST) else None

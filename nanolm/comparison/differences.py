@@ -1,24 +1,36 @@
-"""What a cell's runs say together, and how it differs from the baseline cell, with two kinds of doubt.
+"""What a cell's runs say together, and how it differs from the baseline cell: one interval for text and seeds.
 
-The text is a sample, and so are the seeds. So a difference of the means over seeds has
+The text is a sample, and so are the seeds. A difference of means over seeds has two sources of variance that are
+crossed, since every run is scored on the same text:
 
-- an interval over documents (or blocks): all runs of both cells on the same resampled text, trained models fixed;
-- an interval over seeds: Student's t of the differences between runs of the same seed, the text fixed.
+- the text: all runs of both cells on the same documents (or blocks), left out together, the trained models fixed;
+- the seeds: Student's, of the differences between runs of equal seeds, or Welch's where no seeds are equal.
 
-It is called clear where both leave 0 out on the same side. These are intervals of one difference each; among twenty
-that are all 0, one leaves 0 out by chance.
+Both variances are added, with Satterthwaite's degrees of freedom. What a single run finds harder in a single document
+(their interaction) is in both, so it is taken out of one. A panel shows many differences at once, so a difference is
+called significant by its p-value after Holm's correction for all of them: where nothing differs, at most one panel in
+twenty has a significant difference (benchmarks/comparison_errors.py). That two cells do not differ is never concluded
+from a p-value; that they are equivalent only within a margin that the user states, by two one-sided tests (Schuirmann
+1987).
 """
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
-from nanolm.calibration.intervals import Interval, Statistic, bootstrap_interval
-from nanolm.comparison.cells import Cell
+from nanolm.calibration.intervals import (
+    Estimate,
+    Interval,
+    Statistic,
+    holm,
+    jackknife,
+    mean_estimate,
+    total_variance,
+)
+from nanolm.comparison.cells import Cell, Panel
 from nanolm.comparison.runs import Run
 from nanolm.evaluation.sums import AT_TEMPERATURE, STATISTICS, WIDTH, Array, column
 
@@ -28,6 +40,7 @@ METRICS = {
     "bits_per_byte": "bits per byte",
     "accuracy": "accuracy",
     "ece": "ECE",
+    "ece_debiased": "ECE, debiased",
     "smooth_ece": "smooth ECE",
     "brier": "Brier",
     "entropy_gap": "entropy gap",
@@ -36,17 +49,31 @@ METRICS = {
 }
 """What is compared, in order, with its name for people."""
 
-PER_DOCUMENT: dict[str, Statistic] = {
-    name: statistic for name, statistic in (STATISTICS | AT_TEMPERATURE).items() if name in METRICS
+NOT_TESTED = {
+    "perplexity": "a function of the NLL",
+    "ece": "noise raises it; see ECE, debiased",
+    "smooth_ece": "it has no interval over the text",
 }
+"""Metrics whose difference is shown without an interval or a test, and why."""
 
-NOT_OF_SUMS = "not a function of sums over documents"
+PER_DOCUMENT: dict[str, Statistic] = {
+    name: statistic
+    for name, statistic in (STATISTICS | AT_TEMPERATURE | {"ece_debiased": STATISTICS["ece"]}).items()
+    if name in METRICS and name not in NOT_TESTED
+}
+"""Functions of sums over documents. Debiased ECE varies with the text as ECE does."""
+
+WITH_MARGIN = ("nll", "nll_at_temperature")
+"""Metrics in nats per token, which the margin of equivalence is of."""
+
+SIGNIFICANCE = 0.05
 OTHER_TOKENS = "the runs were scored in other tokens or on another text"
+ONE_SEED = "one seed each: how much seeds alone move it is not known"
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure of a cell: mean and standard deviation over its seeds (None of a single one)."""
+    """A metric of a cell: mean and standard deviation over its seeds (None of a single one)."""
 
     num_runs: int
     mean: float
@@ -57,28 +84,38 @@ class Spread:
 class Difference:
     """A cell's mean less the baseline cell's.
 
-    ``documents`` and ``seeds`` are 95 % intervals; without bounds where there is none, with ``reason`` in words.
-    ``num_left_out`` are seeds that only one of the two cells has.
+    Attributes:
+        value: of the seeds that both cells have, where there are any.
+        interval: 95 %, over text and seeds together; over one of them alone where ``reason`` says so; or none.
+        text, seeds: the standard errors of the two sources, where known.
+        p_value: adjusted for all differences of the panel; None where text or seeds are not known.
+        p_equivalence: of the hypothesis that the difference is at least the margin, adjusted alike; None without one.
+        reason: why there is no p-value.
+        num_left_out: seeds that only one of the two cells has.
     """
 
     value: float
-    documents: Interval
-    seeds: Interval
+    interval: Interval
+    text: float | None = None
+    seeds: float | None = None
+    p_value: float | None = None
+    p_equivalence: float | None = None
     reason: str = ""
     num_left_out: int = 0
 
     @property
-    def is_clear(self) -> bool:
-        """Whether both intervals leave 0 out on the same side; that over seeds alone where there can be no other."""
-        intervals = (self.seeds,) if self.reason == NOT_OF_SUMS else (self.documents, self.seeds)
-        bounds = [(interval.low, interval.high) for interval in intervals]
-        return all(low is not None and low > 0 for low, _ in bounds) or all(
-            high is not None and high < 0 for _, high in bounds
-        )
+    def is_significant(self) -> bool:
+        """Whether the difference is told apart from 0 at 5 %, with all of its panel tested together."""
+        return self.p_value is not None and self.p_value <= SIGNIFICANCE
+
+    @property
+    def is_equivalent(self) -> bool:
+        """Whether the difference is told apart from the margin and beyond, at 5 %."""
+        return self.p_equivalence is not None and self.p_equivalence <= SIGNIFICANCE
 
 
 def spread(runs: Sequence[Run], metric: str) -> Spread | None:
-    """A figure over the runs that have it; None where none has."""
+    """A metric over the runs that have it; None where none has."""
     values = [value for run in runs if (value := run.value(metric)) is not None]
     return spread_of(values) if values else None
 
@@ -89,40 +126,120 @@ def spread_of(values: Sequence[float]) -> Spread:
     return Spread(len(values), float(np.mean(values)), deviation)
 
 
-def over_seeds(values: Sequence[float]) -> Interval:
-    """Student's 95 % interval of a mean over seeds; without bounds below two of them."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(mean, None, None)
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return Interval(mean, mean - half, mean + half)
-
-
 @functools.cache
-def difference(cell: Cell, baseline: Cell, metric: str) -> Difference | None:
-    """How a figure of a cell differs from the baseline cell's, over the seeds that both have it for.
+def differences(panel: Panel, margin: float | None = None) -> Mapping[tuple[Cell, str], Difference]:
+    """How each other cell differs from the baseline cell in each metric, tested together.
 
-    Where seeds are not paired, all runs of both cells are compared, and there is no interval over seeds. None where
-    either lacks the figure, and for figures per token of runs that cut the text into other tokens.
+    Args:
+        margin: of equivalence in NLL, nats per token; None for no such test.
+
+    Returns:
+        by cell and metric. A metric that either cell lacks is left out, and so are those per token of runs that cut the
+        text into other tokens.
     """
-    ours, theirs = (_with_figure(one, metric) for one in (cell, baseline))
+    found: dict[tuple[Cell, str], Difference] = {}
+    tests: dict[tuple[Cell, str], Estimate] = {}
+    for cell in panel.cells:
+        for metric in METRICS if cell is not panel.baseline else ():
+            made = _difference(cell, panel.baseline, metric)
+            if made is not None:
+                found[cell, metric], whole = made
+                if whole is not None:
+                    tests[cell, metric] = whole
+    # Bits per byte of equal tokens are the NLL in another unit: one hypothesis, tested once.
+    family = [(cell, metric) for cell, metric in tests if metric != "bits_per_byte" or (cell, "nll") not in tests]
+    adjusted = dict(zip(family, holm([tests[key].p_value() for key in family]), strict=True))
+    for cell, metric in tests:
+        p_value = adjusted.get((cell, metric), adjusted.get((cell, "nll")))
+        found[cell, metric] = replace(found[cell, metric], p_value=p_value)
+    if margin is not None:
+        pairs = [key for key in family if key[1] in WITH_MARGIN]
+        for key, p_value in zip(pairs, holm([_p_of_margin(tests[key], margin) for key in pairs]), strict=True):
+            found[key] = replace(found[key], p_equivalence=p_value)
+    return found
+
+
+def num_tests(panel: Panel) -> int:
+    """How many hypotheses the p-values of ``differences`` are adjusted for."""
+    found = differences(panel)
+    tested = {key for key, difference in found.items() if difference.p_value is not None}
+    return sum(metric != "bits_per_byte" or (cell, "nll") not in tested for cell, metric in tested)
+
+
+def contrast(
+    per_seed: Sequence[Sequence[float]], runs: Sequence[Run], statistic: Statistic, signs: Sequence[int] = (1,)
+) -> tuple[Estimate, Estimate | None]:
+    """The variance of a sum of means over seeds: that of the seeds, and what the text adds to it.
+
+    The covariance C of the seeds' values over the text has, on average, the variance of the documents' levels, which
+    all seeds share, off its diagonal; the interaction of seeds and documents is on the diagonal alone, and in the
+    spread of the seeds already.
+
+    Args:
+        per_seed: groups of values, one for each seed, whose means are added up with their ``signs``.
+        runs: all that play a part, with their units, scored on one text.
+        statistic: (..., runs, WIDTH) sums to (..., n) values, those of all groups one after the other.
+
+    Returns:
+        the seeds' estimate and the text's; None for a text that is too short.
+    """
+    groups = [mean_estimate(values) for values in per_seed]
+    seeds = total_variance(0.0, groups)
+    sums = np.nan_to_num(np.concatenate([run.units for run in runs if run.units is not None], axis=1))
+    weights = np.concatenate([np.full(len(v), sign / len(v)) for v, sign in zip(per_seed, signs, strict=True)])
+    found = jackknife(
+        lambda totals: statistic(totals.reshape(*totals.shape[:-1], len(runs), WIDTH)),
+        sums,
+        weights,
+        blocks=runs[0].blocks,
+    )
+    if np.isnan(found.covariance).any():
+        return seeds, None
+    variance, first = float(weights @ found.covariance @ weights), 0
+    for values in per_seed:
+        own = found.covariance[first : first + len(values), first : first + len(values)]
+        first += len(values)
+        if len(values) > 1:
+            variance -= float(np.diag(own).mean() - own.mean()) / (len(values) - 1)
+    error = math.sqrt(max(variance, 0.0))
+    return seeds, Estimate(0.0, error, found.degrees_of_freedom, len(found.sums))
+
+
+def _difference(cell: Cell, baseline: Cell, metric: str) -> tuple[Difference, Estimate | None] | None:
+    """The difference, and what is tested of it where text and seeds are known."""
+    ours, theirs = (_with_metric(one, metric) for one in (cell, baseline))
     if not ours or not theirs:
         return None
     common = sorted(ours.keys() & theirs.keys())
-    left = [ours[seed] for seed in common or ours]
-    right = [theirs[seed] for seed in common or theirs]
+    left, right = ([of[seed] for seed in common or of] for of in (ours, theirs))
     value = _mean(left, metric) - _mean(right, metric)
+    num_left_out = max(len(ours), len(theirs)) - len(common)
     reason = _unpaired(left, right, metric)
     if reason == OTHER_TOKENS and metric != "bits_per_byte":
         return None
-    documents = Interval(value, None, None) if reason else _over_documents(left, right, metric)
-    seeds = Interval(value, None, None)
-    if common:
-        seeds = over_seeds([_mean([a], metric) - _mean([b], metric) for a, b in zip(left, right, strict=True)])
-    return Difference(value, documents, seeds, reason, max(len(ours), len(theirs)) - len(common))
+    if metric in NOT_TESTED:
+        return Difference(
+            value, Interval(value, None, None), reason=NOT_TESTED[metric], num_left_out=num_left_out
+        ), None
+    seeds, text = _two_sources(left, right, metric, paired=bool(common), known_text=not reason)
+    if text is None and not reason:
+        reason = "the text is too short for an interval"
+    known = [source for source in (text, seeds) if source is not None]
+    whole = total_variance(value, known) if known else None
+    return (
+        Difference(
+            value,
+            whole.interval if whole else Interval(value, None, None),
+            text=text.standard_error if text else None,
+            seeds=seeds.standard_error if seeds else None,
+            reason=reason or ("" if seeds else ONE_SEED),
+            num_left_out=num_left_out,
+        ),
+        whole if text and seeds else None,
+    )
 
 
-def _with_figure(cell: Cell, metric: str) -> dict[int, Run]:
+def _with_metric(cell: Cell, metric: str) -> dict[int, Run]:
     return {seed: run for seed, run in cell.by_seed().items() if run.value(metric) is not None}
 
 
@@ -130,11 +247,51 @@ def _mean(runs: Sequence[Run], metric: str) -> float:
     return float(np.mean([run.value(metric) for run in runs]))
 
 
+def _two_sources(
+    ours: Sequence[Run], theirs: Sequence[Run], metric: str, paired: bool, known_text: bool
+) -> tuple[Estimate | None, Estimate | None]:
+    """The seeds' and the text's share of the variance of a difference; None for what is not known."""
+    values = [[_mean([run], metric) for run in runs] for runs in (ours, theirs)]
+    per_seed, signs = ([[a - b for a, b in zip(*values, strict=True)]], (1,)) if paired else (values, (1, -1))
+    if not known_text or metric == "temperature":
+        seeds = total_variance(0.0, [mean_estimate(of_group) for of_group in per_seed])
+        text = _over_calibration_text(ours, theirs) if known_text else None
+    else:
+        function = PER_DOCUMENT[metric]
+
+        def of_seeds(totals: Array) -> Array:
+            each = function(totals)
+            return each[..., : len(ours)] - each[..., len(ours) :] if paired else each
+
+        seeds, text = contrast(per_seed, (*ours, *theirs), of_seeds, signs)
+    return (None if math.isnan(seeds.standard_error) else seeds), text
+
+
+def _over_calibration_text(ours: Sequence[Run], theirs: Sequence[Run]) -> Estimate | None:
+    """From the intervals of the fitted temperatures.
+
+    Errors of one text are taken for equal among the runs of a cell and for independent between the cells: too much
+    rather than too little, since the cells share the text.
+    """
+    widths = [[run.half_width("temperature") for run in runs] for runs in (ours, theirs)]
+    if any(width is None for of_cell in widths for width in of_cell):
+        return None
+    # An interval is 1.96 standard errors wide or, with few documents, more of them: then this is too large.
+    errors = [float(np.mean([width for width in of_cell if width is not None])) / 1.96 for of_cell in widths]
+    return Estimate(0.0, math.hypot(*errors), math.inf, 0)
+
+
+def _p_of_margin(found: Estimate, margin: float) -> float:
+    """Of two one-sided tests: that the difference is at least the margin on either side."""
+    if abs(found.value) >= margin:
+        return 1.0
+    return found.p_value(math.copysign(margin, found.value)) / 2
+
+
 def _unpaired(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> str:
-    """Why there is no interval over documents; empty where there is one."""
+    """Why the text's share of the variance is not known; empty where it is."""
     runs = (*ours, *theirs)
-    units = [run.units for run in runs]
-    known = [unit for unit in units if unit is not None]
+    known = [run.units for run in runs if run.units is not None]
     texts = {run.figures.get("corpus") for run in runs}
     # Then the units are the same too; a seed may deal a unit's examples more often than another seed.
     same_text = len(texts) == 1 and None not in texts
@@ -143,9 +300,9 @@ def _unpaired(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> str:
             return OTHER_TOKENS
     elif len(texts) > 1:
         return "the runs were not scored on the same text"
-    if metric not in PER_DOCUMENT:
-        return NOT_OF_SUMS
-    if len(known) < len(units):
+    if metric == "temperature" or metric in NOT_TESTED:
+        return ""
+    if len(known) < len(runs):
         return "documents-….npz of a run is missing, or of another evaluation"
     if metric in AT_TEMPERATURE and any(np.isnan(column(unit, metric)).any() for unit in known):
         return "a run has no temperature"
@@ -155,14 +312,3 @@ def _unpaired(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> str:
 def _equal(units: Sequence[Array], name: str) -> bool:
     """Whether runs agree in a column of all their units."""
     return all(np.array_equal(column(unit, name), column(units[0], name)) for unit in units)
-
-
-def _over_documents(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> Interval:
-    statistic, num_ours = PER_DOCUMENT[metric], len(ours)
-    sums = np.concatenate([run.units for run in (*ours, *theirs) if run.units is not None], axis=1)
-
-    def of_both(totals: Array) -> Array:
-        values = statistic(totals.reshape(*totals.shape[:-1], -1, WIDTH))  # (..., runs)
-        return np.asarray(values[..., :num_ours].mean(axis=-1) - values[..., num_ours:].mean(axis=-1))
-
-    return bootstrap_interval(of_both, np.nan_to_num(sums))

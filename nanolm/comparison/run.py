@@ -1,5 +1,6 @@
 """From a folder of runs to a table, a CSV file and a page."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from nanolm.comparison.cells import Panel, make_panels
 from nanolm.comparison.runs import Run, find_runs
 from nanolm.comparison.tables import (
     ON_A_TERMINAL,
+    about_differences,
     against_baseline,
     csv_text,
     means,
@@ -33,6 +35,8 @@ class Comparison:
     runs: Sequence[Run]
     unfinished: Sequence[Path]
     panels: Sequence[Panel]
+    margin: float | None = None
+    """of equivalence in NLL, nats per token"""
 
 
 WritePage = Callable[[Path, Comparison], None]
@@ -52,7 +56,8 @@ def compare_runs(config: CompareConfig, write_page: WritePage) -> Path:
         raise ConfigError(f"runs={folder}: no such folder; give one that holds finished runs, such as sweeps/NAME")
     out = Path(config.out) if config.out else folder
     runs, unfinished = find_runs(folder, config.split)
-    comparison = Comparison(folder, config.split, runs, unfinished, make_panels(runs, config.baseline))
+    panels = make_panels(runs, config.baseline)
+    comparison = Comparison(folder, config.split, runs, unfinished, panels, config.margin)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -67,7 +72,7 @@ def compare_runs(config: CompareConfig, write_page: WritePage) -> Path:
         listed = "\n  ".join(str(path) for path in unfinished)
         console.note(f"not finished, so left out, {len(unfinished)}:\n  {listed}")
     name = "comparison" if config.split == "val" else f"comparison-{config.split}"
-    write_atomically(out / f"{name}.csv", csv_text(comparison.panels, config.split))
+    write_atomically(out / f"{name}.csv", csv_text(panels, config.split, config.margin))
     write_page(out / f"{name}.html", comparison)
     console.result(str(out / f"{name}.html"))
     return out / f"{name}.html"
@@ -82,14 +87,13 @@ def summarize_sweep(folder: Path, write_page: WritePage) -> None:
     for split in ("val", *(split for split in further if split != "val")):
         print()
         try:
-            compare_runs(CompareConfig(runs=str(folder), split=split, baseline=None, out=None), write_page)
+            compare_runs(CompareConfig(runs=str(folder), split=split, baseline=None, margin=None, out=None), write_page)
         except NanolmError as error:
             Console().note(str(error))
 
 
 def panel_text(panel: Panel, comparison: Comparison) -> str:
     """What a terminal shows of a panel."""
-    about = panel.baseline.runs[0].figures["intervals"]
     with_it = f" (and with it {', '.join(panel.implied)})" if panel.implied else ""
     title = (
         f"{comparison.folder}, {panel.task}, {comparison.split}: {len(panel.cells)} "
@@ -97,15 +101,14 @@ def panel_text(panel: Panel, comparison: Comparison) -> str:
         f"{with_it}; mean ± standard deviation over seeds"
     )
     parts = [aligned(title, means(panel, ON_A_TERMINAL))]
-    differences = against_baseline(panel, ON_A_TERMINAL)
+    differences = against_baseline(panel, ON_A_TERMINAL, comparison.margin)
     if len(differences) > 1 and len(differences[0]) > 1:
-        less = (
-            f"less the baseline, {panel.baseline.label}; in brackets {about}, paired;\n"
-            "in parentheses what the text and the seeds do not both tell from 0"
+        parts.append(aligned(f"less the baseline, {panel.baseline.label}:", differences))
+        parts.append(
+            textwrap.fill(about_differences(panel, comparison.margin), 100, initial_indent="  ", subsequent_indent="  ")
         )
-        parts.append(aligned(less, differences))
     if smoothed := smoothed_cells(panel):
-        theory = "label smoothing, theory and measurement; in brackets Student's interval over seeds"
+        theory = "label smoothing, theory and measurement; in brackets 95 % intervals over text and seeds, uncorrected"
         parts.append(aligned(theory, smoothing_rows(smoothed)))
         parts.append(aligned("what brings back the NLL of a model without smoothing", restoring_rows(smoothed)))
     return "\n\n".join(parts)

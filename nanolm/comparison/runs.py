@@ -25,8 +25,9 @@ class Run:
         path: its directory.
         settings: every key of its configuration by its dotted name.
         figures: the content of ``evaluation.json``, or of ``evaluation-<split>.json``.
-        units: (U, WIDTH) sums over what is resampled, see ``nanolm.evaluation.sums``; None where the file is missing or
-            of another evaluation than the figures.
+        units: (U, WIDTH) sums over documents or blocks, see ``nanolm.evaluation.sums``; None where the file is missing
+            or of another evaluation than the figures.
+        blocks: whether the units are blocks.
         on_train: the content of ``evaluation-train.json``, where the run left one.
     """
 
@@ -34,6 +35,7 @@ class Run:
     settings: dict[str, Any]
     figures: dict[str, Any]
     units: Array | None
+    blocks: bool = False
     on_train: dict[str, Any] | None = None
 
     @property
@@ -45,6 +47,13 @@ class Run:
         """A figure of the split; None where it does not exist or is not finite."""
         entry = self.figures.get(metric)
         return entry["value"] if isinstance(entry, dict) else None
+
+    def half_width(self, metric: str) -> float | None:
+        """Half the width of a figure's interval; None where it has none."""
+        entry = self.figures.get(metric)
+        if not isinstance(entry, dict) or entry["low"] is None or entry["high"] is None:
+            return None
+        return float(entry["high"] - entry["low"]) / 2
 
 
 def find_runs(folder: Path, split: str = "val") -> tuple[list[Run], list[Path]]:
@@ -71,12 +80,14 @@ def find_runs(folder: Path, split: str = "val") -> tuple[list[Run], list[Path]]:
             continue
         on_train = place / "evaluation-train.json"
         figures = _figures(evaluation)
+        units, blocks = _units(place / f"documents-{split}.npz", figures)
         found.append(
             Run(
                 path=place,
                 settings=settings,
                 figures=figures,
-                units=_units(place / f"documents-{split}.npz", figures),
+                units=units,
+                blocks=blocks,
                 on_train=_figures(on_train) if on_train.is_file() else None,
             )
         )
@@ -93,13 +104,13 @@ def find_runs(folder: Path, split: str = "val") -> tuple[list[Run], list[Path]]:
     return found, unfinished
 
 
-def _units(path: Path, figures: dict[str, Any]) -> Array | None:
+def _units(path: Path, figures: dict[str, Any]) -> tuple[Array | None, bool]:
     """The sums of a file if they are those of the figures: an evaluation with another stride may have replaced it."""
     if not path.is_file():
-        return None
-    units, nll = read_units(path), figures["nll"]["value"]
+        return None, False
+    (units, blocks), nll = read_units(path), figures["nll"]["value"]
     same = nll is not None and math.isclose(float(STATISTICS["nll"](units.sum(axis=0))), nll, rel_tol=1e-9)
-    return units if same else None
+    return (units if same else None), blocks
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from nanolm.calibration.intervals import Interval
 from nanolm.comparison.cells import Cell, Panel, shown
-from nanolm.comparison.differences import METRICS, Difference, Spread, difference, spread
+from nanolm.comparison.differences import METRICS, ONE_SEED, Difference, Spread, differences, num_tests, spread
 from nanolm.comparison.theory import Gaps, Smoothed
 
-ON_A_TERMINAL = ("nll", "bits_per_byte", "accuracy", "ece", "entropy_gap", "temperature", "nll_at_temperature")
+ON_A_TERMINAL = ("nll", "bits_per_byte", "accuracy", "ece_debiased", "entropy_gap", "temperature", "nll_at_temperature")
 CSV_COLUMNS = (
     "task",
     "split",
@@ -20,11 +20,14 @@ CSV_COLUMNS = (
     "mean",
     "standard_deviation",
     "difference",
-    "documents_low",
-    "documents_high",
-    "seeds_low",
-    "seeds_high",
-    "is_clear",
+    "low",
+    "high",
+    "text_standard_error",
+    "seeds_standard_error",
+    "p_value_holm",
+    "is_significant",
+    "p_equivalence_holm",
+    "note",
 )
 
 
@@ -36,14 +39,14 @@ def spread_text(found: Spread | None) -> str:
 
 
 def difference_text(found: Difference | None) -> str:
-    """``+0.0412 [+0.0371, +0.0453]``, the interval over documents; in parentheses where it is not clear.
+    """``+0.0412 [+0.0371, +0.0453]``, in parentheses where it is not significant.
 
-    An asterisk: some seeds are of one cell alone and play no part.
+    An asterisk: some seeds are of one cell alone and play no part. ``≈``: equivalent within the margin.
     """
     if found is None:
         return ""
-    text = _signed(found.documents) + ("*" if found.num_left_out else "")
-    return text if found.is_clear else f"({text})"
+    text = _signed(found.interval) + ("*" if found.num_left_out else "") + (" ≈" if found.is_equivalent else "")
+    return text if found.is_significant or found.interval.low is None else f"({text})"
 
 
 def means(panel: Panel, metrics: Sequence[str] = tuple(METRICS)) -> list[list[str]]:
@@ -65,23 +68,50 @@ def _of_some(found: Spread | None, cell: Cell) -> str:
     return f"{spread_text(found)} ({found.num_runs} runs)"
 
 
-def against_baseline(panel: Panel, metrics: Sequence[str] = tuple(METRICS)) -> list[list[str]]:
+def against_baseline(
+    panel: Panel, metrics: Sequence[str] = tuple(METRICS), margin: float | None = None
+) -> list[list[str]]:
     """Header and a row for each other cell: its difference from the baseline cell in each metric."""
-    others = [cell for cell in panel.cells if cell is not panel.baseline]
-    found = {metric: [difference(cell, panel.baseline, metric) for cell in others] for metric in metrics}
-    present = [metric for metric in metrics if any(found[metric])]
+    found = differences(panel, margin)
+    present = [metric for metric in metrics if any(shown == metric for _, shown in found)]
     return [
         ["cell", *(METRICS[metric] for metric in present)],
         *(
-            [cell.label, *(difference_text(found[metric][row]) for metric in present)]
-            for row, cell in enumerate(others)
+            [cell.label, *(difference_text(found.get((cell, metric))) for metric in present)]
+            for cell in panel.cells
+            if cell is not panel.baseline
         ),
     ]
 
 
+def about_differences(panel: Panel, margin: float | None = None) -> str:
+    """What the numbers of ``against_baseline`` mean, in whole sentences."""
+    found = differences(panel, margin).values()
+    if not found:
+        return ""
+    num, with_intervals = num_tests(panel), any(difference.interval.low is not None for difference in found)
+    sentences = []
+    if with_intervals:
+        sentences.append(
+            "In brackets: 95 % intervals, each of one difference, over the text and the seeds together; "
+            "in parentheses: not significant."
+        )
+    if num:
+        sentences.append(f"Significant: p at most 0.05 after Holm's correction for {num} comparisons.")
+    if len({difference.reason for difference in found if difference.p_value is None} & {ONE_SEED}):
+        sentences.append("A cell with one seed: its intervals are over the text alone, so that nothing is significant.")
+    if margin is not None:
+        sentences.append(f"≈: equivalent within ±{margin:g} nats (two one-sided tests, p at most 0.05 after Holm).")
+    else:
+        sentences.append("That a difference is not significant does not show that there is none.")
+    if any(difference.num_left_out for difference in found):
+        sentences.append("*: seeds that only one of the two cells has are left out.")
+    return " ".join(sentences)
+
+
 def smoothing_rows(cells: Sequence[Smoothed]) -> list[list[str]]:
-    """Header and a row for each smoothed cell: how sure theory expects it to be, and how sure it is."""
-    header = ["cell", "ε (E p_max - 1/V)", "ECE", "acc - conf expected", "acc - conf", "excess", "0 in it"]
+    """Header and a row for each smoothed cell: how confident theory expects it to be, and how confident it is."""
+    header = ["cell", "ε (E p_max - 1/V)", "ECE", "acc - conf expected", "acc - conf", "excess", "verdict"]
     return [
         header,
         *(
@@ -89,8 +119,8 @@ def smoothing_rows(cells: Sequence[Smoothed]) -> list[list[str]]:
                 row.cell.label,
                 f"{row.ece_if_calibrated:#.4g}",
                 *map(spread_text, (row.ece, row.expected_underconfidence, row.underconfidence)),
-                _signed(row.excess),
-                {True: "yes", False: "no", None: "-"}[row.obeys],
+                _signed(row.excess.interval),
+                row.verdict,
             ]
             for row in cells
         ),
@@ -122,45 +152,43 @@ def _signed(interval: Interval) -> str:
 
 
 def gap_rows(found: Sequence[Gaps]) -> list[list[str]]:
-    """Header and a row for each run: the two gaps, and whether the one is within the other."""
+    """Header and a row for each run: the two gaps, and the one less the other."""
     return [
-        ["cell", "seed", "calibration gap", "generalization gap", "within the bound"],
+        ["cell", "seed", "calibration gap", "generalization gap", "first less second"],
         *(
             [
                 gap.cell.label,
                 str(gap.run.seed),
                 f"{gap.calibration:+.4f}",
                 f"{gap.generalization:+.4f}",
-                "yes" if gap.within_bound else "no",
+                f"{gap.calibration - gap.generalization:+.4f}",
             ]
             for gap in found
         ),
     ]
 
 
-def csv_text(panels: Sequence[Panel], split: str) -> str:
+def csv_text(panels: Sequence[Panel], split: str, margin: float | None = None) -> str:
     """One row for each cell and metric; the values of the keys that tell the cells apart have columns of their own."""
     keys = list(dict.fromkeys(key for panel in panels for key in (*panel.keys, *panel.implied)))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*CSV_COLUMNS, *keys])
     for panel in panels:
+        compared = differences(panel, margin)
         for cell in panel.cells:
             for metric in METRICS:
-                found = spread(cell.runs, metric)
+                found, other = spread(cell.runs, metric), compared.get((cell, metric))
                 if found is None:
                     continue
-                other = None if cell is panel.baseline else difference(cell, panel.baseline, metric)
-                numbers: list[float | None] = [None] * 6
-                if other is not None:
-                    bounds = (other.documents.low, other.documents.high, other.seeds.low, other.seeds.high)
-                    numbers = [other.value, *bounds, other.is_clear]
-                writer.writerow(
-                    [
-                        *(panel.task, split, cell.label, cell is panel.baseline, metric),
-                        *(found.num_runs, found.mean, found.deviation),
-                        *("" if number is None else number for number in numbers),
-                        *(shown(cell.settings[key]) if key in cell.settings else "" for key in keys),
-                    ]
-                )
+                row = [panel.task, split, cell.label, cell is panel.baseline, metric]
+                row += [found.num_runs, found.mean, found.deviation]
+                if other is None:
+                    row += [None] * (len(CSV_COLUMNS) - len(row))
+                else:
+                    row += [other.value, other.interval.low, other.interval.high, other.text, other.seeds]
+                    row += [other.p_value, None if other.p_value is None else other.is_significant]
+                    row += [other.p_equivalence, other.reason]
+                row += [shown(cell.settings[key]) if key in cell.settings else None for key in keys]
+                writer.writerow(row)
     return text.getvalue()

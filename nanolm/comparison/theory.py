@@ -13,16 +13,23 @@ Generalization: calibration error on new data less that on training data was fou
 data less that on training data (Carrell et al. 2022, arXiv:2210.01964): an empirical bound, not a theorem.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanolm.calibration.intervals import Interval
+import numpy as np
+
+from nanolm.calibration.intervals import Estimate, Statistic, total_variance
 from nanolm.comparison.cells import TEACHER, Cell, Panel
-from nanolm.comparison.differences import Spread, over_seeds, spread, spread_of
+from nanolm.comparison.differences import SIGNIFICANCE, Spread, contrast, spread, spread_of
 from nanolm.comparison.runs import Run
+from nanolm.evaluation.sums import STATISTICS, Array
 
 SMOOTHING = "loss.label_smoothing"
+MARGIN = 0.01
+"""Of accuracy - confidence, within which a model counts as one that obeys the theory; a model smoothed by 0.1 moves
+by some 0.05."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Smoothed:
     """A cell trained with label smoothing beside the one that differs in nothing else. NLL in nats.
 
     ``underconfidence`` is accuracy - confidence, ``excess`` what was measured of it less what was expected from the
-    run of the same seed without smoothing, with Student's interval over seeds.
+    run of the same seed without smoothing, with its variance over text and seeds.
     """
 
     cell: Cell
@@ -39,7 +46,7 @@ class Smoothed:
     ece: Spread
     expected_underconfidence: Spread
     underconfidence: Spread
-    excess: Interval
+    excess: Estimate
     temperature: Spread | None
     nll: Spread
     nll_at_temperature: Spread | None
@@ -48,11 +55,15 @@ class Smoothed:
     """of the cell without smoothing: what the inverse map should come back to"""
 
     @property
-    def obeys(self) -> bool | None:
-        """Whether the interval of the excess holds 0; None where seeds are too few to say."""
-        if self.excess.low is None or self.excess.high is None:
-            return None
-        return self.excess.low <= 0 <= self.excess.high
+    def verdict(self) -> str:
+        """What the excess shows by itself, without a correction for the other cells, at 5 %."""
+        if math.isnan(self.excess.standard_error):
+            return "-"
+        differs = self.excess.p_value() <= SIGNIFICANCE
+        within = all(self.excess.p_value(end) / 2 <= SIGNIFICANCE for end in (-MARGIN, MARGIN))
+        if within and abs(self.excess.value) < MARGIN:
+            return f"within ±{MARGIN:g}" + (", not 0" if differs else "")
+        return "differs" if differs else "open"
 
 
 def smoothed_cells(panel: Panel) -> list[Smoothed]:
@@ -76,6 +87,14 @@ def _smoothed(cell: Cell, plain: Cell, epsilon: float) -> Smoothed:
         expected.append(accuracy - confidence + added[-1])
         accuracy, confidence = _values(ours.figures, "accuracy", "confidence")
         measured.append(accuracy - confidence)
+
+    def excess_of_seeds(totals: Array) -> Array:
+        ours, theirs = totals[..., : len(cell.runs), :], totals[..., len(cell.runs) :, :]
+        accuracy, confidence = STATISTICS["accuracy"], STATISTICS["confidence"]
+        without = accuracy(theirs) - (1 - epsilon) * confidence(theirs)
+        return np.asarray(accuracy(ours) - confidence(ours) - without)
+
+    excess = [m - e for m, e in zip(measured, expected, strict=True)]
     nll, ece, nll_plain = spread(cell.runs, "nll"), spread(cell.runs, "ece"), spread(plain.runs, "nll")
     assert nll is not None, "its runs were looked at"
     assert ece is not None, "what has an NLL has an ECE"
@@ -86,13 +105,21 @@ def _smoothed(cell: Cell, plain: Cell, epsilon: float) -> Smoothed:
         ece=ece,
         expected_underconfidence=spread_of(expected),
         underconfidence=spread_of(measured),
-        excess=over_seeds([m - e for m, e in zip(measured, expected, strict=True)]),
+        excess=_with_variance(excess, (*cell.runs, *plain.runs), excess_of_seeds),
         temperature=spread(cell.runs, "temperature"),
         nll=nll,
         nll_at_temperature=spread(cell.runs, "nll_at_temperature"),
         nll_inverted=_calibrated(cell.runs, "inverse smoothing", "nll"),
         nll_plain=nll_plain,
     )
+
+
+def _with_variance(excess: Sequence[float], runs: Sequence[Run], statistic: Statistic) -> Estimate:
+    value = float(np.mean(excess))
+    if len({run.figures.get("corpus") for run in runs}) > 1 or any(run.units is None for run in runs):
+        return Estimate(value, math.nan, 0.0, 0)
+    seeds, text = contrast([excess], runs, statistic)
+    return Estimate(value, math.nan, 0.0, 0) if text is None else total_variance(value, (seeds, text))
 
 
 def _without_smoothing(panel: Panel, cell: Cell) -> Cell | None:
@@ -121,11 +148,6 @@ class Gaps:
     """ECE on the split less ECE on train"""
     generalization: float
     """error rate on the split less error rate on train"""
-
-    @property
-    def within_bound(self) -> bool:
-        """Whether the calibration gap is at most the generalization gap."""
-        return self.calibration <= self.generalization
 
 
 def gaps(panel: Panel) -> list[Gaps]:

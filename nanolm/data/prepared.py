@@ -56,10 +56,12 @@ class TokenSplit:
         num_tokens: number of targets, end-of-texts included; one more id is stored.
         num_documents: number of documents.
         num_bytes: UTF-8 bytes of their texts.
+        bytes_of_id: (V,) UTF-8 bytes of text that each id stands for.
     """
 
-    def __init__(self, folder: Path, name: str, entry: dict[str, Any], id_type: np.dtype[Any]):
+    def __init__(self, folder: Path, name: str, entry: dict[str, Any], id_type: np.dtype[Any], bytes_of_id: np.ndarray):
         self.name = name
+        self.bytes_of_id = bytes_of_id
         self.num_tokens: int = entry["num_tokens"]
         self.num_documents: int = entry["num_documents"]
         self.num_bytes: int = entry["num_bytes"]
@@ -153,7 +155,10 @@ class PreparedCorpus:
         self.fingerprint: str = manifest["fingerprint"]
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
         id_type = ID_TYPES[manifest["id_type"]]
-        self.splits = {name: TokenSplit(folder, name, entry, id_type) for name, entry in manifest["splits"].items()}
+        self.splits = {
+            name: TokenSplit(folder, name, entry, id_type, self.tokenizer.num_bytes)
+            for name, entry in manifest["splits"].items()
+        }
 
 
 def open_prepared(folder: Path, verify: bool = True) -> PreparedCorpus:

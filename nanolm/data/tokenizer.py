@@ -74,6 +74,11 @@ class Tokenizer(ABC):
         """The id that stands between documents: the last one."""
         return len(self._token_bytes) - 1
 
+    @functools.cached_property
+    def num_bytes(self) -> np.ndarray:
+        """(V,) int64: UTF-8 bytes of text that each id stands for, 0 for end-of-text."""
+        return np.array([*map(len, self._token_bytes[:-1]), 0], dtype=np.int64)
+
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, (N,) int64, never end-of-text.

@@ -8,8 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from nanolm.calibration import GroupedMeter, Interval, Units, interval
 from nanolm.data import TokenSplit
+from nanolm.evaluation.result import Slice
+from nanolm.evaluation.sums import Array
+from nanolm.loss import NLLResult
 
 NUM_DECILES = 10
 _COUNTED_TOKENS = 1 << 24
@@ -61,3 +66,46 @@ def position_names(sequence_length: int) -> list[str]:
         names.append(f"{low}–{high}" if high > low else str(low))
         low *= 2
     return names
+
+
+class SlicedSums:
+    """Sums of each group of tokens in each unit: metrics of the groups, two of them with an interval."""
+
+    _NAMES = ("nll", "entropy", "confidence", "correct")
+
+    def __init__(self, units: Units, names: list[str]) -> None:
+        self._blocks, self._names, self._meter = units.kind == "blocks", names, GroupedMeter(len(names))
+        self._sums: Array = np.zeros((units.count, len(names), 1 + len(self._NAMES)))
+
+    def add(
+        self,
+        unit: npt.NDArray[np.int64],
+        group: npt.NDArray[np.int64],
+        result: NLLResult,
+        values: dict[str, Array],
+    ) -> None:
+        """Add N tokens, all of them valid, with the (N,) unit and group of each."""
+        self._meter.update(result, torch.from_numpy(group))
+        first, length = int(unit.min()), int(unit.max() - unit.min()) + 1
+        cell = (unit - first) * len(self._names) + group
+        rows = self._sums[first : first + length]
+        for place, name in enumerate(("tokens", *self._NAMES)):
+            weights = None if name == "tokens" else values[name]
+            rows[..., place] += np.bincount(cell, weights, minlength=rows[..., 0].size).reshape(rows.shape[:2])
+
+    def slices(self) -> list[Slice]:
+        """The groups that have tokens."""
+        found = zip(self._names, self._meter.num_tokens().tolist(), self._meter.metrics(), strict=True)
+        return [
+            Slice(name, num_tokens, metrics, self._intervals(place))
+            for place, (name, num_tokens, metrics) in enumerate(found)
+            if metrics
+        ]
+
+    def _intervals(self, group: int) -> dict[str, Interval]:
+        sums = self._sums[:, group]
+        sums = sums[sums[:, 0] > 0]
+        return {
+            "entropy_gap": interval(lambda s: (s[..., 1] - s[..., 2]) / s[..., 0], sums, blocks=self._blocks),
+            "confidence_gap": interval(lambda s: (s[..., 3] - s[..., 4]) / s[..., 0], sums, blocks=self._blocks),
+        }

@@ -1,27 +1,35 @@
-"""Predictions measured: every figure with its interval, for a language model's tokens and a classifier's examples.
+"""Predictions measured: every metric with its interval, for a language model's tokens and a classifier's examples.
 
-A unit is what is resampled and what stays together: a document with its tokens, or an example with its repeats.
+A unit is what counts as independent and stays together: a document with its tokens, or an example with its repeats.
 """
 
 import io
 import math
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from nanolm.calibration import CalibrationMeter
-from nanolm.calibration.intervals import Interval, bootstrap_interval
+from nanolm.calibration.intervals import Interval, ece_interval, interval
 from nanolm.errors import DataError
-from nanolm.evaluation.sums import AT_TEMPERATURE, BINNED, COLUMNS, NUM_BINS, STATISTICS, WIDTH, Array, column
+from nanolm.evaluation.sums import (
+    AT_TEMPERATURE,
+    BINNED,
+    COLUMNS,
+    NUM_BINS,
+    SCALES,
+    STATISTICS,
+    WIDTH,
+    Array,
+    bin_gaps,
+    column,
+)
 from nanolm.files import write_atomically
 from nanolm.loss import NLLResult
-
-SIGNED = ("entropy_gap", "calibration_error")
-"""Figures that can be below 0."""
 
 
 def prediction_values(result: NLLResult, scaled: NLLResult | None = None) -> dict[str, Array]:
@@ -50,8 +58,8 @@ class Measurement:
     documents: Array
     """(num_documents, WIDTH), see ``nanolm.evaluation.sums``; a classifier's documents are its examples"""
     blocks: Array | None = None
-    """(num_blocks, WIDTH) where documents are too few to be resampled"""
-    resampling: str
+    """(num_blocks, WIDTH), in the order of the text, where documents are too few for an interval over them"""
+    about_intervals: str
     """what the intervals rest on, in words"""
     meter: CalibrationMeter
     meter_at_temperature: CalibrationMeter | None = None
@@ -72,24 +80,30 @@ class Measurement:
             found |= {name: float(statistic(total)) for name, statistic in AT_TEMPERATURE.items()}
         return found
 
-    def intervals(self, seed: int = 0) -> dict[str, Interval]:
-        """95 % bootstrap intervals over documents, or blocks where these are few, of every figure that has one."""
-        units = self.documents if self.blocks is None else self.blocks
+    def intervals(self) -> dict[str, Interval]:
+        """95 % intervals over documents, or blocks where these are few, of every metric that has one.
+
+        Those at the fitted temperature take that temperature as given.
+        """
+        units, blocks = (self.documents, False) if self.blocks is None else (self.blocks, True)
         statistics = self.statistics | (AT_TEMPERATURE if self.meter_at_temperature is not None else {})
         found = {
-            name: bootstrap_interval(statistic, units, seed=seed)
+            name: interval(statistic, units, scale=SCALES.get(name, "log"), blocks=blocks)
             for name, statistic in statistics.items()
-            if name not in ("perplexity", "refinement")  # functions of others
+            if name not in ("ece", "perplexity", "refinement")
         }
-        found = {name: _above_zero(found[name]) if name not in SIGNED else found[name] for name in found}
         nll = found["nll"]
         if nll.low is not None and nll.high is not None and nll.high < 700:
             found["perplexity"] = Interval(math.exp(nll.value), math.exp(nll.low), math.exp(nll.high))
         if "nll_at_temperature" in found:
             found["refinement"] = found["nll_at_temperature"]
+        found["ece"], without_noise = ece_interval(bin_gaps, units, blocks=blocks)
+        values = self.values() | {"ece_debiased": without_noise if math.isfinite(without_noise) else None}
+        found["ece_debiased"] = found["ece"]  # both are estimates of the same number
         return {
             name: Interval(value, found[name].low, found[name].high) if name in found else Interval(value, None, None)
-            for name, value in self.values().items()
+            for name, value in values.items()
+            if value is not None
         }
 
     def figures_json(self, temperature: Interval | None = None) -> dict[str, dict[str, float | None]]:
@@ -101,10 +115,7 @@ class Measurement:
         intervals = self.intervals()
         if self.meter_at_temperature is not None and temperature is not None:
             intervals["temperature"] = temperature
-        return {
-            name: {"value": finite(i.value), "low": finite(i.low), "high": finite(i.high)}
-            for name, i in intervals.items()
-        }
+        return {name: interval_json(found) for name, found in intervals.items()}
 
     def reliability_json(self) -> dict[str, dict[str, list[float]]]:
         """The bins of a reliability diagram at T = 1 and, where everything was scored there too, at the fitted T."""
@@ -127,8 +138,8 @@ class Measurement:
         write_atomically(path, content.getvalue())
 
 
-def read_units(path: Path) -> Array:
-    """(U, WIDTH) sums of a file by ``Measurement.write_documents``: those that are resampled, blocks where it has some.
+def read_units(path: Path) -> tuple[Array, bool]:
+    """(U, WIDTH) sums of a file by ``Measurement.write_documents``, and whether they are blocks rather than documents.
 
     NLL at a temperature that was not fitted is NaN.
 
@@ -145,7 +156,12 @@ def read_units(path: Path) -> Array:
                     column(sums, name)[:] = file[stored]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: expected the sums of a run over its documents, found {error!r}") from None
-    return sums
+    return sums, bool(prefix)
+
+
+def interval_json(found: Interval) -> dict[str, float | None]:
+    """``{"value", "low", "high"}``; null where a value is not finite or an interval does not exist."""
+    return {"value": finite(found.value), "low": finite(found.low), "high": finite(found.high)}
 
 
 def finite(value: float | None) -> float | None:
@@ -159,10 +175,6 @@ def _array(values: Any) -> Array:
     return array
 
 
-def _above_zero(interval: Interval) -> Interval:
-    return replace(interval, low=None if interval.low is None else max(0.0, interval.low))
-
-
 def _stored_name(name: str) -> str:
     counts = {"tokens": "num_tokens", "bytes": "num_bytes", "correct": "num_correct"}
     return counts.get(name) or (name if name in BINNED else f"{name}_sum")
@@ -172,8 +184,7 @@ def _named(sums: Array, prefix: str) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for name in COLUMNS:
         values = column(sums, name)
-        # A block has a share of the split's bytes, which is no whole number.
-        whole = name in ("tokens", "correct", "bin_count", "bin_correct") or (name == "bytes" and not prefix)
+        whole = name in ("tokens", "bytes", "correct", "bin_count", "bin_correct")
         arrays[prefix + _stored_name(name)] = values.astype(np.int64) if whole else values
     return arrays
 

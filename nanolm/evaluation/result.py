@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from nanolm.calibration.intervals import Interval
 from nanolm.evaluation.calibrated import InverseSmoothing, calibrator_rows
-from nanolm.evaluation.measurement import Measurement, finite
+from nanolm.evaluation.measurement import Measurement, finite, interval_json
 from nanolm.evaluation.sums import STATISTICS, column
 
 MEANINGS = {
@@ -14,35 +14,42 @@ MEANINGS = {
     "perplexity": "exp(NLL)",
     "bits_per_byte": "all NLL / ln 2 / UTF-8 bytes of the text",
     "accuracy": "share of tokens where the most likely one is right",
-    "confidence": "mean probability of the most likely token",
-    "ece": "mean distance of confidence and accuracy in 15 equal bins",
-    "smooth_ece": "the same without bins (kernel of fitted width)",
+    "confidence": "mean probability of the most likely token; above accuracy: overconfident",
+    "ece": "mean distance of confidence and accuracy in 15 equal bins; noise raises it",
+    "ece_debiased": "the same without what noise adds; 0: noise alone explains it",
+    "smooth_ece": "the same without bins (kernel of fitted width); noise raises it",
     "brier": "Σ (probability - outcome)² over the vocabulary",
     "entropy": "nats per token that the model expects to lose",
-    "entropy_gap": "NLL - entropy; above 0 the model is too sure",
-    "temperature": "fitted on the calibration split; above 1 the model is too sure",
-    "nll_at_temperature": "NLL with the logits divided by it",
-    "calibration_error": "NLL - NLL at temperature: what one number mends",
-    "refinement": "NLL at temperature: what is left",
+    "entropy_gap": "NLL - entropy; above 0: a higher temperature lowers the NLL",
+    "temperature": "T of the lowest NLL on the calibration split",
+    "nll_at_temperature": "NLL with the logits divided by T",
+    "calibration_error": "NLL - NLL at T: what this T gains here; below 0 it costs",
+    "refinement": "NLL at T: what is left",
 }
-"""The figures of the table, in its order; ``evaluation.json`` holds more."""
+"""The metrics of the table, in its order; ``evaluation.json`` holds more.
 
-DURING_TRAINING = tuple(MEANINGS)[:10]
-"""Those that training logs for val: all but what needs a fitted temperature."""
+Entropy gap and temperature speak of the whole distribution, ECE and confidence of the most likely token alone: a model
+can be overconfident in the one and underconfident in the other.
+"""
+
+DURING_TRAINING = tuple(name for name in tuple(MEANINGS)[:11] if name != "ece_debiased")
+"""Those that training logs for val: all but what needs an interval or a fitted temperature."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Figures of one group of tokens."""
+    """Metrics of one group of tokens; ``intervals`` holds those of its entropy gap and its confidence - accuracy."""
 
     name: str
     num_tokens: int
     metrics: dict[str, float]
+    intervals: dict[str, Interval]
 
-    def as_json(self) -> dict[str, str | float | None]:
+    def as_json(self) -> dict[str, Any]:
         """Its part of ``evaluation.json``."""
-        figures = {name: finite(value) for name, value in self.metrics.items()}
-        return {"name": self.name, "num_tokens": self.num_tokens, **figures}
+        metrics = {name: finite(value) for name, value in self.metrics.items()}
+        intervals = {name: interval_json(found) for name, found in self.intervals.items()}
+        return {"name": self.name, "num_tokens": self.num_tokens, **metrics, **intervals}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +86,7 @@ class Evaluation(Measurement):
             "num_classes": self.num_classes,
             "sequence_length": self.sequence_length,
             "stride": self.stride,
-            "intervals": self.resampling,
+            "intervals": self.about_intervals,
             **self.figures_json(temperature),
             "reliability": self.reliability_json(),
             "calibrators": calibrator_rows(self, self.inverse_smoothing),

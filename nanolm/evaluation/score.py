@@ -7,16 +7,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nanolm.calibration import CalibrationMeter, GroupedMeter
-from nanolm.calibration.intervals import resampling_units
+from nanolm.calibration import CalibrationMeter
+from nanolm.calibration.intervals import independent_units
 from nanolm.config.schema import EvaluateConfig, LossConfig
 from nanolm.data import TokenSplit
 from nanolm.device import Compute
 from nanolm.evaluation.calibrated import InverseSmoothing
-from nanolm.evaluation.groups import TokenGroups, frequency_groups, position_group, position_names
+from nanolm.evaluation.groups import SlicedSums, TokenGroups, frequency_groups, position_group, position_names
 from nanolm.evaluation.measurement import prediction_values
-from nanolm.evaluation.result import Evaluation, Slice
-from nanolm.evaluation.sums import UnitSums, column
+from nanolm.evaluation.result import Evaluation
+from nanolm.evaluation.sums import UnitSums
 from nanolm.evaluation.windows import read_batches, windows
 from nanolm.loss import LossOptions, NLLResult, linear_nll
 from nanolm.model import GPT
@@ -95,7 +95,7 @@ def evaluate(
                     scaled = linear_nll(hidden, model.head_weight, targets, options=softer)
                 if inverted:
                     inverted.add(hidden, model.head_weight, targets, loss)
-            scores.add(batch.position, batch.offset, inputs[scored], result, scaled)
+            scores.add(batch.position, batch.offset, inputs[scored], targets, result, scaled)
             done += len(batch.position)
             progress(done, split.num_tokens)
     finally:
@@ -109,62 +109,50 @@ class _Scores:
 
     def __init__(self, split: TokenSplit, sequence_length: int, groups: TokenGroups | None) -> None:
         self.split, self.sequence_length, self.groups = split, sequence_length, groups
-        index = split.documents
         self.documents = UnitSums(split.num_documents)
-        column(self.documents.values, "bytes")[:] = index.num_bytes
-        self.units = resampling_units(index.num_tokens, sequence_length)
+        self.units = independent_units(split.documents.num_tokens)
         self.blocks = UnitSums(self.units.count) if self.units.kind == "blocks" else None
         self.meter, self.meter_at_temperature = CalibrationMeter(), CalibrationMeter()
-        self.by_frequency = GroupedMeter(len(groups.names)) if groups else None
-        self.by_position = GroupedMeter(len(position_names(sequence_length))) if groups else None
+        self.by_frequency = SlicedSums(self.units, groups.names) if groups else None
+        self.by_position = SlicedSums(self.units, position_names(sequence_length)) if groups else None
 
     def add(
         self,
         position: npt.NDArray[np.int64],
         offset: npt.NDArray[np.int64],
         inputs: torch.Tensor,
+        targets: torch.Tensor,
         result: NLLResult,
         scaled: NLLResult | None,
     ) -> None:
         """Add N tokens at these places of the split, with results at temperature 1 and at the fitted one.
 
-        ``inputs``, (N,), are the tokens that they are predicted from.
+        ``inputs``, (N,), are the tokens that the ``targets``, (N,), are predicted from.
         """
         self.meter.update(result)
-        values = prediction_values(result, scaled)
+        values = prediction_values(result, scaled) | {"bytes": self.split.bytes_of_id[targets.cpu().numpy()]}
         if scaled is not None:
             self.meter_at_temperature.update(scaled)
         document = np.searchsorted(self.split.documents.first_target, position, side="right") - 1
         self.documents.add(document, values)
+        unit = self.units.unit_of(position)
         if self.blocks is not None:
-            self.blocks.add(self.units.unit_of(position), values)
+            self.blocks.add(unit, values)
         if self.groups and self.by_frequency and self.by_position:
-            self.by_frequency.update(result, torch.from_numpy(self.groups.of_id[inputs.cpu().numpy()]))
-            self.by_position.update(result, torch.from_numpy(position_group(offset)))
+            self.by_frequency.add(unit, self.groups.of_id[inputs.cpu().numpy()], result, values)
+            self.by_position.add(unit, position_group(offset), result, values)
 
     def evaluation(self, stride: int, scaled: bool) -> Evaluation:
-        """What was summed, as figures."""
-        slices: dict[str, list[Slice]] = {}
-        if self.groups and self.by_frequency and self.by_position:
-            slices["frequency"] = _slices(self.groups.names, self.by_frequency)
-            slices["position"] = _slices(position_names(self.sequence_length), self.by_position)
-        if self.blocks is not None:  # a block's bytes are not known; the tokens share those of the whole split
-            totals = self.documents.values.sum(axis=0)
-            tokens = column(self.blocks.values, "tokens")
-            column(self.blocks.values, "bytes")[:] = tokens * column(totals, "bytes") / column(totals, "tokens")
+        """What was summed, as metrics."""
+        slices = {"frequency": self.by_frequency, "position": self.by_position}
         return Evaluation(
             split=self.split.name,
             sequence_length=self.sequence_length,
             stride=stride,
             documents=self.documents.values,
             blocks=None if self.blocks is None else self.blocks.values,
-            resampling=self.units.description,
+            about_intervals=self.units.description,
             meter=self.meter,
             meter_at_temperature=self.meter_at_temperature if scaled else None,
-            slices=slices,
+            slices={kind: found.slices() for kind, found in slices.items() if found},
         )
-
-
-def _slices(names: list[str], meter: GroupedMeter) -> list[Slice]:
-    found = zip(names, meter.num_tokens().tolist(), meter.metrics(), strict=True)
-    return [Slice(name, num_tokens, metrics) for name, num_tokens, metrics in found if metrics]

@@ -1,13 +1,16 @@
-"""Sums over resampling units, and every figure that is a function of such sums.
+"""Sums over units, and every metric that is a function of such sums.
 
 A unit is a document, or a block of neighbouring tokens where documents are few. A table has a row for each unit and
-grows with the units alone, not with the tokens. All units together give a figure; resampled, they give its interval.
+grows with the units alone, not with the tokens. All units together give a metric; left out one at a time, its interval.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
+
+from nanolm.calibration.intervals import Scale
 
 Array = npt.NDArray[np.float64]
 
@@ -43,7 +46,7 @@ class UnitSums:
 
         Args:
             unit: (N,) the unit of each token, in any order.
-            per_token: (N,) values by the names of ``PER_TOKEN``; those that are missing stay 0.
+            per_token: (N,) values by the names of ``PER_TOKEN``, and ``bytes``; those that are missing stay 0.
         """
         first, length = int(unit.min()), int(unit.max() - unit.min()) + 1
         rows, index = self.values[first : first + length], unit - first
@@ -75,18 +78,24 @@ def bits_per_byte(sums: Array) -> Array:
 
 
 def entropy_gap(sums: Array) -> Array:
-    """NLL minus entropy, nats per token: the derivative of NLL in ln(1/T); above 0 the model is too sure."""
+    """NLL minus entropy, nats per token: the derivative of NLL in ln(1/T)."""
     return np.asarray((column(sums, "nll") - column(sums, "entropy")) / column(sums, "tokens"))
+
+
+def bin_gaps(sums: Array) -> Array:
+    """(..., NUM_BINS): Σ_{i in b} (confidence_i - correct_i) / N, whose absolute values add up to the ECE."""
+    return np.asarray(
+        (column(sums, "bin_confidence") - column(sums, "bin_correct")) / column(sums, "tokens")[..., None]
+    )
 
 
 def expected_calibration_error(sums: Array) -> Array:
     """Σ_b |Σ_{i in b} (confidence_i - correct_i)| / N over equal bins (Naeini et al. 2015; Guo et al. 2017)."""
-    gap = column(sums, "bin_confidence") - column(sums, "bin_correct")
-    return np.asarray(np.abs(gap).sum(axis=-1) / column(sums, "tokens"))
+    return np.asarray(np.abs(bin_gaps(sums)).sum(axis=-1))
 
 
 def calibration_error(sums: Array) -> Array:
-    """NLL - NLL at the fitted temperature: what one number could mend, nats per token."""
+    """NLL - NLL at the fitted temperature: what that temperature gains, nats per token; below 0 it costs."""
     return np.asarray((column(sums, "nll") - column(sums, "nll_at_temperature")) / column(sums, "tokens"))
 
 
@@ -108,3 +117,8 @@ AT_TEMPERATURE: dict[str, Callable[[Array], Array]] = {
     "refinement": per_token("nll_at_temperature"),
 }
 """Only where a temperature was fitted."""
+
+SCALES: Mapping[str, Scale] = MappingProxyType(
+    {"accuracy": "proportion", "confidence": "logit", "entropy_gap": "identity", "calibration_error": "identity"}
+)
+"""The scale on which the interval of a metric is symmetric; "log" for all others, which are above 0."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nanolm.calibration.intervals import Interval, resampling_units
+from nanolm.calibration.intervals import Interval, independent_units
 from nanolm.calibration.temperature import TemperatureFit, fit_temperature, nll_curve
 from nanolm.config.schema import EvaluateConfig
 from nanolm.data import TokenSplit
@@ -65,7 +65,9 @@ class HiddenStates:
     targets: torch.Tensor
     """(N,)"""
     unit: npt.NDArray[np.int64]
-    """(N,) the document or block of each token, what an interval resamples"""
+    """(N,) the document or block of each token"""
+    blocks: bool
+    """whether the units are blocks"""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -89,18 +91,18 @@ def hidden_states(
     was_training = model.training
     model.eval()
     hidden, targets, units = [], [], []
-    blocks = resampling_units(split.documents.num_tokens, sequence_length)
+    independent = independent_units(split.documents.num_tokens)
     try:
         for batch in read_batches(split, chosen, config.batch_size):
             stream, scored = batch.tokens.to(compute.device), batch.is_scored.to(compute.device)
             with compute.autocast():
                 hidden.append(model(stream[:, :-1])[scored])
             targets.append(stream[:, 1:][scored])
-            units.append(blocks.unit_of(batch.position))
+            units.append(independent.unit_of(batch.position))
             progress(sum(map(len, units)), len(chosen) * sequence_length)
     finally:
         model.train(was_training)
-    return HiddenStates(torch.cat(hidden), torch.cat(targets), np.concatenate(units))
+    return HiddenStates(torch.cat(hidden), torch.cat(targets), np.concatenate(units), independent.kind == "blocks")
 
 
 @torch.no_grad()
@@ -128,6 +130,7 @@ def fit_on_split(
             kept.targets,
             options=loss,
             units=kept.unit,
+            blocks=kept.blocks,
             progress=lambda _: progress(len(kept), len(kept)),
         )
         ratios = fit.temperature * CURVE_RATIOS

@@ -11,7 +11,14 @@ from matplotlib.figure import Figure
 from nanolm.comparison.cells import LANGUAGE_MODEL, Panel
 from nanolm.comparison.differences import METRICS
 from nanolm.comparison.run import Comparison
-from nanolm.comparison.tables import against_baseline, gap_rows, means, restoring_rows, smoothing_rows
+from nanolm.comparison.tables import (
+    about_differences,
+    against_baseline,
+    gap_rows,
+    means,
+    restoring_rows,
+    smoothing_rows,
+)
 from nanolm.comparison.theory import Gaps, gaps, smoothed_cells
 from nanolm.report import figures
 from nanolm.report.pages import render
@@ -29,13 +36,13 @@ def write_comparison_page(path: Path, comparison: Comparison) -> None:
         "comparison.html",
         title=f"{comparison.folder} on {comparison.split}",
         lead=f"{num_runs} finished run{'' if num_runs == 1 else 's'}",
-        panels=[_panel(panel) for panel in comparison.panels],
+        panels=[_panel(panel, comparison.margin) for panel in comparison.panels],
         runs=[(str(run.path), run.seed) for run in comparison.runs],
         unfinished=[str(place) for place in comparison.unfinished],
     )
 
 
-def _panel(panel: Panel) -> dict[str, Any]:
+def _panel(panel: Panel, margin: float | None) -> dict[str, Any]:
     both = (FIRST_METRICS, tuple(METRICS)[len(FIRST_METRICS) :])
     found, unit = gaps(panel), "token" if panel.task == LANGUAGE_MODEL else "example"
     sizes = [entry for run in panel.baseline.runs for entry in run.figures.get("calibration_sizes") or []]
@@ -44,9 +51,9 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "swept": panel.keys,
         "implied": panel.implied,
         "baseline": panel.baseline.label,
-        "intervals": panel.baseline.runs[0].figures["intervals"],
         "means": [means(panel, metrics) for metrics in both],
-        "differences": [against_baseline(panel, metrics) for metrics in both] if len(panel.cells) > 1 else [],
+        "differences": [against_baseline(panel, metrics, margin) for metrics in both] if len(panel.cells) > 1 else [],
+        "about_differences": about_differences(panel, margin),
         "plots": metric_plots(panel),
         "numbered": None if _numeric_positions(panel) else [cell.label for cell in panel.cells],
         "smoothing": [smoothing_rows(rows), restoring_rows(rows)] if (rows := smoothed_cells(panel)) else [],

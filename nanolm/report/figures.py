@@ -108,16 +108,22 @@ def temperature_by_size(sizes: Sequence[dict[str, Any]], unit: str = "token") ->
 
 
 def slice_figure(slices: Sequence[dict[str, Any]], xlabel: str) -> Markup:
-    """ECE and entropy gap of groups of tokens."""
-    figure, axes = new_figure()
+    """Confidence - accuracy and entropy gap of groups of tokens, each with its 95 % interval where it has one."""
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     place = np.arange(len(slices))
-    for offset, name, color, label in ((-0.2, "ece", TRAIN, "ECE"), (0.2, "entropy_gap", VAL, "entropy gap (nats)")):
-        values = np.array([group.get(name) or 0.0 for group in slices], dtype=float)
-        axes.bar(place + offset, values, 0.4, color=color, label=label)
-    axes.axhline(0, color="#6b7280", linewidth=0.8)
+    panels = (("confidence_gap", VAL, "confidence - accuracy"), ("entropy_gap", TRAIN, "entropy gap (nats)"))
+    for axes, (name, color, label) in zip(figure.subplots(2, 1, sharex=True), panels, strict=True):
+        value, low, high = (
+            np.array([np.nan if group[name][part] is None else group[name][part] for group in slices], dtype=float)
+            for part in ("value", "low", "high")
+        )
+        axes.errorbar(place, value, np.nan_to_num([value - low, high - value]), fmt="o", color=color, capsize=3)
+        axes.axhline(0, color="#6b7280", linewidth=0.8)
+        axes.set(ylabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
     axes.set_xticks(place, [group["name"] for group in slices], rotation=30, ha="right")
     axes.set(xlabel=xlabel)
-    axes.legend(frameon=False)
     return svg(figure)
 
 

@@ -145,7 +145,7 @@ def test_a_unit_is_an_example_with_all_its_repeats(overlapping, tiny_baseline, t
         np.testing.assert_allclose(documents["nll_sum"], sums, rtol=1e-9)
     interval = measured.intervals()["nll"]
     assert interval.low < interval.value < interval.high
-    assert "150 examples, the 2 repeats of each in one unit" in measured.resampling
+    assert "150 examples, the 2 repeats of each in one unit" in measured.about_intervals
 
 
 def test_repeats_narrow_no_interval_as_if_they_were_new_examples(overlapping, tiny_baseline):

@@ -51,7 +51,7 @@ def make_run(tmp_path: Path):
         column(sums, "entropy")[:] = 1.8 * tokens
         column(sums, "nll_at_temperature")[:] = (nll - 0.01 + own) * tokens
         measured = Measurement(
-            split=split, documents=sums, resampling="95 % bootstrap over 40 documents", meter=CalibrationMeter()
+            split=split, documents=sums, about_intervals="95 % intervals over 40 documents", meter=CalibrationMeter()
         )
         measured.write_documents(place / f"documents-{split}.npz")
         values = {
@@ -64,7 +64,7 @@ def make_run(tmp_path: Path):
         }
         content = {key: {"value": v, "low": None, "high": None} for key, v in values.items() if isinstance(v, float)}
         content |= {key: v for key, v in values.items() if not isinstance(v, float)}
-        content |= {"split": split, "num_classes": 10, "intervals": "95 % bootstrap over 40 documents"}
+        content |= {"split": split, "num_classes": 10, "intervals": "95 % intervals over 40 documents"}
         content.setdefault("step", 3)
         suffix = "" if split == "val" else f"-{split}"
         (place / f"evaluation{suffix}.json").write_text(json.dumps(content))

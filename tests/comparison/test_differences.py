@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.comparison_errors import errors
+from nanolm.calibration.intervals import degrees_of_freedom
 from nanolm.comparison import find_runs, make_panels
-from nanolm.comparison.differences import difference, spread
-from nanolm.comparison.tables import difference_text
+from nanolm.comparison.differences import ONE_SEED, differences, num_tests, spread
+from nanolm.comparison.tables import about_differences, difference_text
 from nanolm.evaluation.sums import column
 
 
@@ -31,46 +33,86 @@ def test_mean_and_deviation_over_seeds(panel):
     assert spread(panel.baseline.runs, "brier") is None
 
 
-def test_the_interval_over_seeds_is_students(panel):
+def of(panel, cell, metric, margin=None):
+    return differences(panel, margin).get((cell, metric))
+
+
+def test_the_variance_over_seeds_is_that_of_a_paired_t_test(panel):
     _, worse, _ = panel.cells
     ours, theirs = ([run.value("nll") for run in cell.runs] for cell in (worse, panel.baseline))
-    expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-    found = difference(worse, panel.baseline, "nll")
-    assert (found.seeds.low, found.seeds.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    expected = stats.ttest_rel(ours, theirs)
+    assert of(panel, worse, "nll").seeds == pytest.approx(np.mean(np.subtract(ours, theirs)) / expected.statistic)
 
 
-def test_the_interval_over_documents_is_that_of_paired_means(panel):
-    """For the NLL, linear in the documents' sums but for the tokens: the bootstrap nears the delta method's normal."""
+def test_the_interval_adds_the_variance_of_the_text_to_that_of_the_seeds(panel):
+    """For the NLL, linear in the documents' sums but for the tokens: the covariance of two seeds' differences is, on
+    average, the variance that all seeds share."""
     _, worse, _ = panel.cells
-    found = difference(worse, panel.baseline, "nll")
+    found = of(panel, worse, "nll")
     tokens = column(worse.runs[0].units, "tokens")
-    per_document = np.mean([column(run.units, "nll") for run in worse.runs], axis=0) - np.mean(
-        [column(run.units, "nll") for run in panel.baseline.runs], axis=0
+    share = tokens / tokens.sum()
+    per_seed = np.array(
+        [
+            (column(a.units, "nll") - column(b.units, "nll")) / tokens
+            for a, b in zip(worse.runs, panel.baseline.runs, strict=True)
+        ]
     )
-    value = per_document.sum() / tokens.sum()
-    residual = per_document - value * tokens
-    error = math.sqrt(len(tokens) / (len(tokens) - 1) * np.square(residual).sum()) / tokens.sum()
-    assert found.value == pytest.approx(value, abs=1e-9)
-    assert found.documents.high - found.value == pytest.approx(2.02 * error, rel=0.15)
-    assert found.documents.low == pytest.approx(2 * found.value - found.documents.high)
+    residual = (per_seed - (per_seed @ share)[:, None]) * share / np.sqrt(1 - share)
+    covariance = residual @ residual.T
+    shared = (covariance.sum() - np.trace(covariance)) / 6
+    assert found.text == pytest.approx(math.sqrt(max(shared, 0)), rel=1e-5, abs=1e-9)
+    error = math.hypot(found.text, found.seeds)
+    freedom = error**4 / (found.seeds**4 / 2 + found.text**4 / degrees_of_freedom(tokens))
+    assert found.interval.high - found.value == pytest.approx(stats.t.ppf(0.975, freedom) * error)
+    assert found.interval.low == pytest.approx(2 * found.value - found.interval.high)
 
 
-def test_a_difference_is_clear_where_text_and_seeds_agree(panel):
+def test_a_difference_is_significant_after_the_correction_for_its_panel(panel):
     _, worse, equal = panel.cells
-    assert difference(worse, panel.baseline, "nll").is_clear
-    assert not difference(equal, panel.baseline, "nll").is_clear
-    assert difference(worse, panel.baseline, "accuracy") is not None
-    assert difference(worse, panel.baseline, "temperature") is None
+    assert of(panel, worse, "nll").is_significant
+    assert not of(panel, equal, "nll").is_significant
+    assert of(panel, worse, "accuracy") is not None
+    assert of(panel, worse, "temperature") is None
+    assert num_tests(panel) == sum(
+        difference.p_value is not None and metric != "bits_per_byte"
+        for (_, metric), difference in differences(panel).items()
+    )
+    found = of(panel, worse, "nll")
+    tokens = column(worse.runs[0].units, "tokens")
+    error = math.hypot(found.text, found.seeds)
+    freedom = error**4 / (found.seeds**4 / 2 + found.text**4 / degrees_of_freedom(tokens))
+    alone = 2 * stats.t.sf(found.value / error, freedom)
+    assert found.p_value == pytest.approx(num_tests(panel) * alone)  # it is the smallest of them
 
 
-def test_a_single_seed_makes_nothing_clear(make_run, tmp_path):
+def test_equivalence_is_within_a_margin_or_not_at_all(panel):
+    _, worse, equal = panel.cells
+    assert of(panel, equal, "nll").p_equivalence is None
+    assert of(panel, equal, "nll", margin=0.5).is_equivalent
+    assert not of(panel, equal, "nll", margin=0.0001).is_equivalent
+    assert not of(panel, worse, "nll", margin=0.05).is_equivalent
+    assert "≈" in difference_text(of(panel, equal, "nll", margin=0.5))
+
+
+def test_a_single_seed_makes_nothing_significant(make_run, tmp_path):
     make_run("0", 0, 1.9)
-    make_run("1", 0, 2.9, loss__label_smoothing=0.1)
+    make_run("1", 0, 2.9, noise=1, loss__label_smoothing=0.1)
     (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
-    found = difference(panel.cells[1], panel.baseline, "nll")
-    assert found.documents.low > 0
-    assert found.seeds.low is None
-    assert not found.is_clear
+    found = of(panel, panel.cells[1], "nll")
+    assert found.interval.low > 0
+    assert found.seeds is None
+    assert not found.is_significant
+    assert found.reason == ONE_SEED
+    assert "one seed" in about_differences(panel)
+
+
+@pytest.mark.parametrize(("num_documents", "num_seeds"), [(11, 3), (30, 5)])
+def test_of_two_equal_configurations_few_tables_have_a_significant_difference(num_documents, num_seeds):
+    """Of 150 tables whose true share is 0.05, more than 15 with a probability of 0.5 %; the benchmark has more."""
+    for common in (False, True):
+        found = errors(150, num_documents, num_seeds, common=common)
+        assert found.pop("any significant") <= 0.1
+        assert min(found.values()) >= 0.9
 
 
 def of_two(make_run, tmp_path, change):
@@ -90,16 +132,17 @@ def test_other_tokens_of_one_text_are_compared_by_the_byte_alone(make_run, tmp_p
             arrays[name] = 2 * arrays[name]
 
     panel = of_two(make_run, tmp_path, cut_otherwise)
-    assert difference(panel.cells[1], panel.baseline, "nll") is None
-    assert difference(panel.cells[1], panel.baseline, "bits_per_byte").documents.low is not None
+    assert of(panel, panel.cells[1], "nll") is None
+    assert of(panel, panel.cells[1], "bits_per_byte").interval.low is not None
 
 
 def test_another_text_of_the_same_counts_has_no_interval_over_documents(make_run, tmp_path):
     for number, corpus in enumerate(("a", "b")):
         make_run(f"{number}", 0, 1.9 + number, figures={"corpus": corpus}, loss__label_smoothing=0.1 * number)
     (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
-    found = difference(panel.cells[1], panel.baseline, "nll")
-    assert found.documents.low is None
+    found = of(panel, panel.cells[1], "nll")
+    assert found.text is None
+    assert found.p_value is None
     assert "not scored on the same text" in found.reason
 
 
@@ -109,10 +152,10 @@ def test_sums_of_another_evaluation_are_not_used(make_run, tmp_path):
 
     panel = of_two(make_run, tmp_path, score_otherwise)
     assert panel.cells[1].runs[0].units is None
-    assert "of another evaluation" in difference(panel.cells[1], panel.baseline, "nll").reason
+    assert "of another evaluation" in of(panel, panel.cells[1], "nll").reason
     (tmp_path / "runs/1/documents-val.npz").unlink()
     (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
-    assert "missing" in difference(panel.cells[1], panel.baseline, "nll").reason
+    assert "missing" in of(panel, panel.cells[1], "nll").reason
 
 
 def test_a_difference_is_over_the_seeds_that_both_have(make_run, tmp_path):
@@ -121,16 +164,15 @@ def test_a_difference_is_over_the_seeds_that_both_have(make_run, tmp_path):
         if seed < 2:
             make_run(f"{3 + seed}", seed, 1.8 + own + 0.001 * seed, loss__label_smoothing=0.1)
     (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
-    found = difference(panel.cells[1], panel.baseline, "nll")
+    found = of(panel, panel.cells[1], "nll")
     assert (found.value, found.num_left_out) == (pytest.approx(-0.0995), 1)
-    assert found.seeds.value == pytest.approx(found.value)
-    assert found.documents.value == pytest.approx(found.value)
+    assert found.interval.value == found.value
     assert difference_text(found).count("*") == 1
     make_run("5", 7, 2.5, loss__label_smoothing=0.2)  # no seed in common
     panel = make_panels(find_runs(tmp_path / "runs")[0])[0]
-    found = difference(panel.cells[2], panel.baseline, "nll")
+    found = of(panel, panel.cells[2], "nll")
     assert found.value == pytest.approx(2.5 - np.mean([1.9, 2.0, 2.8]))
-    assert found.seeds.low is None
+    assert found.seeds is None
 
 
 def test_seeds_that_deal_the_same_examples_otherwise_are_compared_on_them(make_run, tmp_path):
@@ -144,6 +186,6 @@ def test_seeds_that_deal_the_same_examples_otherwise_are_compared_on_them(make_r
                 arrays = {name: (1 + seed) * array for name, array in file.items()}
             np.savez(place / "documents-val.npz", **arrays)
     (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
-    found = difference(panel.cells[1], panel.baseline, "nll")
-    assert found.documents.low is not None
+    found = of(panel, panel.cells[1], "nll")
+    assert found.interval.low is not None
     assert found.value == pytest.approx(1.0)

@@ -55,7 +55,9 @@ def test_a_comparison_leaves_a_table_a_page_and_a_csv_file(runs, tmp_path, capsy
     assert [float(row["mean"]) for row in nll.values()] == pytest.approx([1.9, 2.0])
     (worse,) = [row for row in nll.values() if row["is_baseline"] == "False"]
     assert float(worse["difference"]) == pytest.approx(0.1)
-    assert float(worse["documents_low"]) < 0.1 < float(worse["documents_high"])
+    assert float(worse["low"]) < 0.1 < float(worse["high"])
+    assert float(worse["seeds_standard_error"]) >= 0
+    assert 0 <= float(worse["p_value_holm"]) <= 1
     assert worse["loss.label_smoothing"] == "0.1"
     again = {file.name: file.read_bytes() for file in page.parent.iterdir()}
     compare(f"runs={runs}", f"out={page.parent}")

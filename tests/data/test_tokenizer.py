@@ -267,3 +267,10 @@ def test_training_is_the_same_for_any_number_of_threads(tmp_path):
     fingerprints = {run.communicate()[0] for run in runs}
     assert len(fingerprints) == 1
     assert len(fingerprints.pop().strip()) == 64
+
+
+def test_the_bytes_of_a_text_are_those_of_its_tokens(tokenizer):
+    text = tokenizer.decode(range(tokenizer.end_of_text_id)).replace("\ufffd", "")
+    assert tokenizer.num_bytes.shape == (tokenizer.vocab_size,)
+    assert tokenizer.num_bytes[tokenizer.encode(text)].sum() == len(text.encode()) > 0
+    assert tokenizer.num_bytes[tokenizer.end_of_text_id] == 0

@@ -19,7 +19,7 @@ EVALUATION = {
         name: {"value": 0.25, "low": None, "high": None}
         for name in ("nll", "perplexity", "bits_per_byte", "accuracy", "confidence", "nll_at_temperature")
     },
-    "intervals": "95 % bootstrap over 2 blocks",
+    "intervals": "95 % intervals over 2 documents",
     "reliability": {"1": {"count": [3, 0], "confidence": [0.2, 0], "accuracy": [0.3, 0]}},
     "slices": {},
     "calibrators": [{"calibrator": "none", "nll": 0.25, "note": ""}],
@@ -64,7 +64,9 @@ def test_the_page_is_self_contained_and_escaped(run_dir):
 def test_a_whole_evaluation_has_all_figures(run_dir):
     bins = {"count": [3, 2], "confidence": [0.2, 0.7], "accuracy": [0.3, 0.5]}
     fitted = {"temperature": {"value": 1.3, "low": 1.2, "high": 1.4}, "curve": {"temperature": [1, 2], "nll": [3, 4]}}
-    group = {"name": "0–10 %", "num_tokens": 5, "ece": 0.1, "entropy_gap": None}
+    without = {"value": None, "low": None, "high": None}
+    gap = {"value": 0.1, "low": 0.05, "high": 0.12}
+    group = {"name": "0–10 %", "num_tokens": 5, "ece": 0.1, "entropy_gap": without, "confidence_gap": gap}
     whole = {
         "temperature": fitted["temperature"],
         "reliability": {"1": bins, "fitted": bins},
