@@ -12,7 +12,7 @@ MEANINGS = {name: meaning for name, meaning in OF_LANGUAGE_MODELS.items() if nam
     "confidence": "mean probability of the most likely class",
     "brier": "Σ (probability - outcome)² over the classes",
     "entropy": "nats per prediction that the model expects to lose",
-    "temperature": "fitted on all inner splits together; above 1 the model is too sure",
+    "temperature": "T of the lowest NLL on all inner splits together",
     "nll_at_temperature": "NLL with each fold's logits divided by the T of its inner split",
 }
 """The figures of the table, in its order; ``evaluation.json`` holds more."""
