@@ -13,7 +13,7 @@ from nanolm.errors import ConfigError, DataError
 from nanolm.evaluation import all_extras, calibration_json, evaluate, table, try_fit_on_split
 from nanolm.files import write_atomically
 from nanolm.report import write_evaluation_report
-from nanolm.sampling import sample, with_temperature
+from nanolm.sampling import sample, why_empty, with_temperature
 from nanolm.tracking import Console
 from nanolm.training import Checkpoint, find_checkpoint
 from nanolm.training.loop import loss_options
@@ -92,6 +92,8 @@ def _open_corpus(checkpoint: Checkpoint, config: EvaluateScriptConfig, console: 
 def sample_checkpoint(config: SampleScriptConfig) -> list[str]:
     """Draw texts from a checkpoint and print them; a prompt of ``-`` is read from standard input.
 
+    A note on standard error names each text with nothing to read after its prompt.
+
     Raises:
         NanolmError: no such checkpoint, or the prompt cannot be read or represented.
     """
@@ -107,5 +109,9 @@ def sample_checkpoint(config: SampleScriptConfig) -> list[str]:
     options = loss_options(checkpoint.config)
     config = with_temperature(config, *checkpoint.fitted_temperature())
     texts = sample(model, checkpoint.tokenizer, config, config.seed, context, options, compute)
-    Console().result("\n\n----\n\n".join(texts))
+    console = Console()
+    for number, text in enumerate(texts, start=1):
+        if reason := why_empty(text, config.prompt):
+            console.note(f"sample {number} of {len(texts)}: {reason}; another seed or temperature may give more")
+    console.result("\n\n----\n\n".join(texts))
     return texts

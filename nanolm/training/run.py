@@ -25,7 +25,7 @@ from nanolm.evaluation import (
 )
 from nanolm.files import lock, sweep_leftovers, write_atomically
 from nanolm.loss import LossOptions
-from nanolm.sampling import encode_prompt, sample, with_temperature
+from nanolm.sampling import encode_prompt, sample, why_empty, with_temperature
 from nanolm.tracking import Console, Tracker
 from nanolm.training.checkpoint import (
     EVALUATION,
@@ -216,14 +216,15 @@ class _Run:
     def fit_by_size(self, loop: TrainingLoop) -> list[dict[str, Any]]:
         """The temperature at each of ``evaluate.calibration_sizes``; nothing where none was asked for."""
         sizes, calibration = self.config.evaluate.calibration_sizes, self.corpus.splits.get("calibration")
+        num_tokens = calibration.num_tokens if calibration else 0
+        if max(sizes, default=0) > num_tokens:
+            self.tracker.note(
+                f"evaluate.calibration_sizes: the calibration split has {num_tokens:,} tokens; larger sizes are left "
+                "out"
+            )
         if not sizes or calibration is None:
             return []
         how = self.how_to_score(loop)
-        if max(sizes) > calibration.num_tokens:
-            self.tracker.note(
-                f"evaluate.calibration_sizes: the calibration split has {calibration.num_tokens:,} tokens; larger "
-                "sizes are left out"
-            )
         return temperature_by_size(self.state.model, calibration, self.corpus.splits["val"], sizes, *how)
 
     def calibration_json(self) -> dict[str, Any] | None:
@@ -246,14 +247,17 @@ class _Run:
         prune_checkpoints(self.run_dir, self.config.trainer.keep_checkpoints, self.state.step)
 
     def draw_samples(self) -> list[str]:
-        """The texts of ``sample.*``; at temperature 1 where the fitted one was wanted and there is none."""
+        """The texts of ``sample.*``; at temperature 1 where the fitted one was wanted and there is none.
+
+        A text with nothing to read after its prompt says why, in brackets.
+        """
         config = self.config
         fitted = 1.0
         if isinstance(self.calibration, FittedTemperature):
             fitted = self.calibration.fit.temperature
         elif config.sample.temperature == "fitted":
             self.tracker.note(f"sample.temperature=fitted: {self.calibration}; the samples are drawn at temperature 1")
-        return sample(
+        texts = sample(
             self.state.model,
             self.corpus.tokenizer,
             with_temperature(config.sample, fitted, ""),
@@ -262,6 +266,8 @@ class _Run:
             loss_options(config),
             self.compute,
         )
+        reasons = [why_empty(text, config.sample.prompt) for text in texts]
+        return [f"{text}\n[{reason}]" if reason else text for text, reason in zip(texts, reasons, strict=True)]
 
     def show(self, content: dict[str, Any], samples: list[str], diagram: bytes) -> None:
         """Print samples and table, and mirror the figures and the report."""
