@@ -162,12 +162,15 @@ def test_help_needs_no_torch(script, tmp_path):
     assert "torch" not in err
 
 
-def test_a_stopped_run_continues_by_the_command_it_printed(tmp_path, corpus_file):
+@pytest.mark.parametrize("sweep", [False, True], ids=["run", "sweep"])
+def test_a_stopped_run_continues_by_the_command_it_printed(tmp_path, corpus_file, sweep):
     process = start(
         "train",
+        *(["-m", "seed=0,1"] if sweep else []),
         "data=jsonl",
         f"data.path={corpus_file}",
         "tokenizer=byte",
+        "name=it's (mine)",
         *TINY,
         "trainer.max_steps=100000",
         "trainer.checkpoint_every=null",
@@ -183,25 +186,24 @@ def test_a_stopped_run_continues_by_the_command_it_printed(tmp_path, corpus_file
             break
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, said
-    assert "stopped by SIGTERM after step" in err
-    run_dir = next((tmp_path / "runs").glob("*/*"))
+    (message,) = (line for line in err.splitlines() if line.startswith("stopped by SIGTERM after step"))
+    (run_dir,) = [path.parent for path in tmp_path.rglob("metrics.jsonl")]
     (checkpoint,) = os.listdir(run_dir / "checkpoints")
     stopped_at = int(checkpoint.removeprefix("step-"))
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == stopped_at
 
-    code, _, err = call(
-        "train",
-        "data=jsonl",
-        f"data.path={corpus_file}",
-        "tokenizer=byte",
-        *TINY,
-        f"trainer.max_steps={stopped_at + 2}",
-        f"hydra.run.dir={run_dir}",
+    command = message.partition("to continue from there: ")[2].removeprefix("python ")
+    again = subprocess.run(
+        f"{sys.executable} {command} trainer.max_steps={stopped_at + 2}",
+        shell=True,
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
     )
-    assert code == 0, err
-    assert f"continuing after step {stopped_at}" in err
+    assert again.returncode == 0, again.stderr
+    assert f"continuing after step {stopped_at}" in again.stderr
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == stopped_at + 2
 
 

@@ -47,7 +47,7 @@ SCRIPTS = {
                 ("data=text data.path=book.txt tokenizer=char", "text of your own, character by character"),
                 ("data=text 'data.path=texts/**/*.txt' model=micro", "many files, one document each; a larger model"),
                 ("trainer.max_steps=null trainer.max_seconds=3600", "an hour of training, the schedule fitted to it"),
-                ("hydra.run.dir=runs/sotu-nano/2026-01-31_12-00-00", "continue that run"),
+                ("hydra.run.dir=runs/sotu-nano/2026-01-31_12-00-00", "continue that run; add what it was started with"),
                 ("-m loss.label_smoothing=0,0.1 seed=0,1,2", "a sweep: six runs under sweeps/<name>/, and their table"),
                 ("-m experiment=study_label_smoothing", "a study: a sweep that is written down"),
                 ("data=fineweb_edu model=gpt2 trainer.device=cuda", "a corpus from the Hub, on a GPU"),

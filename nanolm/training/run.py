@@ -96,8 +96,8 @@ def train(
             stale.unlink(missing_ok=True)
         with Tracker.open(config, run_dir, logged_step, console) as tracker:
             published = checkpoint.step if checkpoint else None
-            run = _Run(config, run_dir, corpus, state, compute, tracker, objective, published)
-            run.introduce(command)
+            run = _Run(config, run_dir, command, corpus, state, compute, tracker, objective, published)
+            run.introduce()
             loop = TrainingLoop(state, loader, config, compute, measure_peak_flops(compute), objective)
             exit_code = run.train_and_finish(loop, write_report, write_split_report)
         console.result(str(run_dir))
@@ -110,6 +110,8 @@ class _Run:
 
     config: TrainConfig
     run_dir: Path
+    command: str
+    """what continues this run"""
     corpus: PreparedCorpus
     state: TrainingState
     compute: Compute
@@ -120,7 +122,7 @@ class _Run:
     calibration: FittedTemperature | str | None = None
     """Known once the last step is done: the fitted temperature, or the reason why there is none."""
 
-    def introduce(self, command: str) -> None:
+    def introduce(self) -> None:
         """Say what is about to be done."""
         config, trainer, train_split = self.config, self.config.trainer, self.corpus.splits["train"]
         limits = [f"{trainer.max_steps:,} steps"] if trainer.max_steps else []
@@ -136,7 +138,7 @@ class _Run:
         note(f"length: {' or '.join(limits)} of {trainer.batch_size * trainer.sequence_length:,} tokens")
         if self.state.step:
             note(f"continuing after step {self.state.step:,}")
-        note(f"to continue this run after an interruption: {command}")
+        note(f"to continue this run after an interruption: {self.command}")
 
     def train_and_finish(
         self, loop: TrainingLoop, write_report: WriteReport, write_split_report: WriteSplitReport
@@ -154,7 +156,7 @@ class _Run:
                 if self.published != self.state.step:
                     self.publish_checkpoint()
                 self.tracker.note(
-                    f"stopped by {signal} after step {self.state.step:,}; the same command continues from there"
+                    f"stopped by {signal} after step {self.state.step:,}; to continue from there: {self.command}"
                 )
                 return STOPPED
             samples = self.draw_samples()
