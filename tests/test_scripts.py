@@ -101,7 +101,8 @@ def test_evaluate_scores_other_text_in_the_checkpoints_tokens(trained):
         "evaluate", f"checkpoint={run_dir}", "data=text", "data.path=other.txt", "out=other", cwd=folder
     )
     assert code == 0, err
-    assert json.loads((folder / "other" / "evaluation-val.json").read_text())["num_bytes"] == 75
+    assert json.loads((folder / "other" / "evaluation-all.json").read_text())["num_bytes"] == 750
+    assert "751 of 751 tokens" in err
 
 
 def test_sample_continues_a_prompt_whatever_it_is(trained):

@@ -70,14 +70,17 @@ SCRIPTS = {
         Script(
             "evaluate",
             EvaluateScriptConfig,
-            "Scores every token of a split once and leaves evaluation-<split>.json, documents-<split>.npz and "
-            "report-<split>.html in the run directory, or in out=DIR. NLL in nats per token, perplexity, bits per "
-            "byte, accuracy, calibration.",
+            "Scores every token of a split, or with split=all of a text, once and leaves evaluation-<split>.json, "
+            "documents-<split>.npz and report-<split>.html in the run directory, or in out=DIR. NLL in nats per token, "
+            "perplexity, bits per byte, accuracy, calibration.",
             (
                 ("checkpoint=runs/sotu-nano/2026-01-31_12-00-00", "the newest checkpoint of a run, on val"),
                 ("checkpoint=RUN split=shifted", "the years after those trained on"),
                 ("checkpoint=RUN evaluate.stride=32", "overlapping windows: more context for every token"),
-                ("checkpoint=RUN data=text data.path=other.txt out=scores", "another text, results elsewhere"),
+                (
+                    "checkpoint=RUN data=text data.path=other.txt out=scores",
+                    "the whole of another text, results elsewhere",
+                ),
             ),
         ),
         Script(

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 DataName = Literal["sotu", "text", "jsonl", "parquet", "tinystories", "wikitext2", "wikitext103", "fineweb_edu"]
 TokenizerName = Literal["bpe", "byte", "char"]
 SplitName = Literal["train", "calibration", "val", "test", "shifted"]
+ScoredSplit = Literal[SplitName, "all"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -275,7 +276,9 @@ class EvaluateScriptConfig:
     """``python scripts/evaluate.py``"""
 
     checkpoint: str = key("a run directory (its newest valid checkpoint) or one checkpoint", text=True)
-    split: SplitName = key("the split to score")
+    split: ScoredSplit | None = key(
+        "the split to score; all is the whole text (null: val of the corpus trained on, all of another one)"
+    )
     out: str | None = key("folder for the results (null: the run directory)", text=True)
     data: DataConfig | None = key("another corpus than the one trained on, set by data=NAME")
     device: Device = key("auto takes CUDA where there is one")
