@@ -50,7 +50,10 @@ SCRIPTS = {
                 ("hydra.run.dir=runs/sotu-nano/2026-01-31_12-00-00", "continue that run; add what it was started with"),
                 ("-m loss.label_smoothing=0,0.1 seed=0,1,2", "a sweep: six runs under sweeps/<name>/, and their table"),
                 ("-m experiment=study_label_smoothing", "a study: a sweep that is written down"),
-                ("data=fineweb_edu model=gpt2 trainer.device=cuda", "a corpus from the Hub, on a GPU"),
+                (
+                    "data=fineweb_edu model=gpt2 trainer.device=cuda",
+                    "a corpus from the Hub, on a GPU (never run yet)",
+                ),
             ),
             has_run_directory=True,
         ),

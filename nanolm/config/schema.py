@@ -187,7 +187,7 @@ class TrainerConfig:
     batch_size: int = key("sequences per step, all processes together", minimum=1, maximum=WIDEST)
     micro_batch_size: int | None = key("sequences per forward pass (null: the whole batch)", minimum=1, maximum=WIDEST)
     sequence_length: int = key("tokens of context", minimum=1, maximum=WIDEST)
-    device: Device = key("auto takes CUDA where there is one")
+    device: Device = key("auto takes CUDA where there is one; never run on a GPU so far")
     precision: Precision = key("auto is bf16 autocast on CUDA, fp32 on the CPU")
     compile: Literal["auto", "on", "off"] = key("torch.compile; auto is on for CUDA only")
     max_grad_norm: float | None = key("gradients are clipped to this norm (null: off)", above=0, maximum=MOST)
@@ -281,7 +281,7 @@ class EvaluateScriptConfig:
     )
     out: str | None = key("folder for the results (null: the run directory)", text=True)
     data: DataConfig | None = key("another corpus than the one trained on, set by data=NAME")
-    device: Device = key("auto takes CUDA where there is one")
+    device: Device = key("auto takes CUDA where there is one; never run on a GPU so far")
     precision: Precision = key("auto is bf16 autocast on CUDA, fp32 on the CPU")
     evaluate: EvaluateConfig = section()
 
@@ -292,5 +292,5 @@ class SampleScriptConfig(SamplingConfig):
 
     checkpoint: str = key("a run directory (its newest valid checkpoint) or one checkpoint", text=True)
     seed: int = key("seed of the draws", minimum=0, below=2**63)
-    device: Device = key("auto takes CUDA where there is one")
+    device: Device = key("auto takes CUDA where there is one; never run on a GPU so far")
     precision: Precision = key("auto is bf16 autocast on CUDA, fp32 on the CPU")
