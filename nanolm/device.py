@@ -50,11 +50,13 @@ def measure_peak_flops(compute: Compute, size: int = 1024, seconds: float = 0.2)
     """Floating-point operations per second of a large square matrix product: the ceiling that MFU is a share of.
 
     Measured where the run takes place instead of read from a data sheet, so that the share means the same
-    on every processor. The best of several repetitions is taken: noise only ever slows a product down.
+    on every processor. The best of several repetitions is taken: noise only ever slows a product down. The operands
+    are random, since a processor may multiply equal numbers faster, and drawn from a generator of their own.
     """
     size = size if compute.device.type == "cpu" else 8 * size
     dtype = compute.autocast_dtype or torch.float32
-    left, right = (torch.ones(size, size, device=compute.device, dtype=dtype) for _ in range(2))
+    generator = torch.Generator(compute.device).manual_seed(0)
+    left, right = (torch.randn(size, size, generator=generator, device=compute.device).to(dtype) for _ in range(2))
     best = float("inf")
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline or best == float("inf"):

@@ -62,6 +62,14 @@ def sample(
     return texts
 
 
+def why_empty(text: str, prompt: str) -> str | None:
+    """Why a sample has nothing to read after its prompt, in words; None where it has something."""
+    drawn = text.removeprefix(prompt)
+    if drawn.strip():
+        return None
+    return "nothing but white space was drawn" if drawn else "the model ended the document right after the prompt"
+
+
 def with_temperature(config: Config, fitted: float | None, reason: str) -> Config:
     """The configuration with a number where it says ``temperature=fitted``.
 

@@ -1,15 +1,20 @@
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
+from nanolm.config import load
 from nanolm.config.schema import SamplingConfig
 from nanolm.data import open_prepared, prepare
 from nanolm.device import resolve_compute
 from nanolm.errors import ConfigError
+from nanolm.inference import sample_checkpoint
 from nanolm.loss import LossOptions
 from nanolm.model import GPT
+from nanolm.report import write_run_report
 from nanolm.sampling import sample, with_temperature
+from nanolm.training import train
 
 SAMPLING = SamplingConfig(prompt="", num_samples=3, max_new_tokens=12, temperature=1.0, top_k=None, top_p=None)
 
@@ -54,3 +59,44 @@ def test_fitted_needs_a_fit():
     assert with_temperature(SAMPLING, None, "no fit") == SAMPLING
     with pytest.raises(ConfigError, match="temperature=fitted: no fit; or give a number"):
         with_temperature(wanted, None, "no fit")
+
+
+@pytest.fixture(scope="module")
+def ending_run(tiny, tmp_path_factory):
+    """A run on documents of one letter or white space, after which its model ends at once."""
+    folder = tmp_path_factory.mktemp("ending")
+    lines = [json.dumps({"text": text}) for text in ("a", " ", "\n") for _ in range(60)]
+    (folder / "documents.jsonl").write_text("\n".join(lines))
+    config = tiny(f"data.path={folder}/documents.jsonl", "tokenizer=char", "trainer.max_steps=40", *ENDING)
+    (folder / "run").mkdir()
+    assert train(config, folder / "run", "python scripts/train.py", write_run_report) == 0
+    return folder / "run"
+
+
+ENDING = ["sample.prompt=a", "sample.temperature=0", "sample.num_samples=2"]
+
+
+def test_the_samples_of_a_run_say_why_there_is_nothing_to_read(ending_run):
+    texts = (ending_run / "samples.txt").read_text().split("\n\n")
+    assert len(texts) == 2
+    for text in texts:
+        assert text.startswith("a\n[")
+        assert "ended" in text
+    assert texts[0] in (ending_run / "report.html").read_text()
+
+
+def test_a_sample_with_nothing_to_read_is_named_on_standard_error(ending_run, capsys):
+    def draw(*overrides):
+        return sample_checkpoint(load("sample", [f"checkpoint={ending_run}", "top_p=null", *overrides]))
+
+    assert draw("prompt=a", "temperature=0", "num_samples=2") == ["a", "a"]
+    out, err = capsys.readouterr()
+    assert out == "a\n\n----\n\na\n"
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["sample 1 of 2", "sample 2 of 2"]
+    assert "ended" in err
+
+    texts = draw("temperature=1", "num_samples=20")
+    assert all(texts)
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == sum(not text.strip() for text in texts) > 0
+    assert "white space" in err

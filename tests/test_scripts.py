@@ -101,7 +101,8 @@ def test_evaluate_scores_other_text_in_the_checkpoints_tokens(trained):
         "evaluate", f"checkpoint={run_dir}", "data=text", "data.path=other.txt", "out=other", cwd=folder
     )
     assert code == 0, err
-    assert json.loads((folder / "other" / "evaluation-val.json").read_text())["num_bytes"] == 75
+    assert json.loads((folder / "other" / "evaluation-all.json").read_text())["num_bytes"] == 750
+    assert "751 of 751 tokens" in err
 
 
 def test_sample_continues_a_prompt_whatever_it_is(trained):
@@ -162,12 +163,15 @@ def test_help_needs_no_torch(script, tmp_path):
     assert "torch" not in err
 
 
-def test_a_stopped_run_continues_by_the_command_it_printed(tmp_path, corpus_file):
+@pytest.mark.parametrize("sweep", [False, True], ids=["run", "sweep"])
+def test_a_stopped_run_continues_by_the_command_it_printed(tmp_path, corpus_file, sweep):
     process = start(
         "train",
+        *(["-m", "seed=0,1"] if sweep else []),
         "data=jsonl",
         f"data.path={corpus_file}",
         "tokenizer=byte",
+        "name=it's (mine)",
         *TINY,
         "trainer.max_steps=100000",
         "trainer.checkpoint_every=null",
@@ -183,25 +187,24 @@ def test_a_stopped_run_continues_by_the_command_it_printed(tmp_path, corpus_file
             break
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, said
-    assert "stopped by SIGTERM after step" in err
-    run_dir = next((tmp_path / "runs").glob("*/*"))
+    (message,) = (line for line in err.splitlines() if line.startswith("stopped by SIGTERM after step"))
+    (run_dir,) = [path.parent for path in tmp_path.rglob("metrics.jsonl")]
     (checkpoint,) = os.listdir(run_dir / "checkpoints")
     stopped_at = int(checkpoint.removeprefix("step-"))
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == stopped_at
 
-    code, _, err = call(
-        "train",
-        "data=jsonl",
-        f"data.path={corpus_file}",
-        "tokenizer=byte",
-        *TINY,
-        f"trainer.max_steps={stopped_at + 2}",
-        f"hydra.run.dir={run_dir}",
+    command = message.partition("to continue from there: ")[2].removeprefix("python ")
+    again = subprocess.run(
+        f"{sys.executable} {command} trainer.max_steps={stopped_at + 2}",
+        shell=True,
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
     )
-    assert code == 0, err
-    assert f"continuing after step {stopped_at}" in err
+    assert again.returncode == 0, again.stderr
+    assert f"continuing after step {stopped_at}" in again.stderr
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == stopped_at + 2
 
 

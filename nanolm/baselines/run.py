@@ -133,6 +133,10 @@ def _content(
     if config.separation.epochs is not None:
         with console.progress("separation", unit="epochs") as progress:
             separation = study_separation(dataset, config, progress)
+    sizes = config.cross_validation.calibration_sizes
+    by_size = temperature_by_size(validation, sizes)
+    if len(by_size) < len(sizes):
+        console.note("cross_validation.calibration_sizes: sizes above the smallest calibration part are left out")
     return {
         "split": measured.split,
         "step": trained[0],
@@ -155,7 +159,7 @@ def _content(
             "examples_seen": trained[1],
         },
         "teacher": None if validation.teacher is None else flatten(validation.teacher),
-        "calibration_sizes": temperature_by_size(validation, config.cross_validation.calibration_sizes),
+        "calibration_sizes": by_size,
         "calibrators": [
             {name: finite(value) if isinstance(value, float) else value for name, value in row.items()}
             for row in validation.compare_calibrators()

@@ -18,7 +18,7 @@ from nanolm.comparison.tables import (
     smoothing_rows,
 )
 from nanolm.comparison.theory import smoothed_cells
-from nanolm.config.schema import SplitName
+from nanolm.config.schema import ScoredSplit
 from nanolm.config.schema_compare import CompareConfig
 from nanolm.errors import ConfigError, NanolmError
 from nanolm.files import write_atomically
@@ -83,7 +83,7 @@ def summarize_sweep(folder: Path, write_page: WritePage) -> None:
 
     A sweep without a finished run is a note: what its jobs had to say was said.
     """
-    further = [split for split in sorted(get_args(SplitName)) if any(folder.glob(f"*/evaluation-{split}.json"))]
+    further = [split for split in sorted(get_args(ScoredSplit)) if any(folder.glob(f"*/evaluation-{split}.json"))]
     for split in ("val", *(split for split in further if split != "val")):
         print()
         try:

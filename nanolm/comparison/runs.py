@@ -95,7 +95,9 @@ def find_runs(folder: Path, split: str = "val") -> tuple[list[Run], list[Path]]:
         raise DataError(f"runs={folder}: expected finished runs below this folder, found no run at all")
     if not found:
         hint = (
-            "finish them by the same commands" if split == "val" else f"make it with scripts/evaluate.py split={split}"
+            "finish them: the log in each has its command"
+            if split == "val"
+            else f"make it with scripts/evaluate.py split={split}"
         )
         raise DataError(
             f"runs={folder}: expected finished runs below this folder, found {len(unfinished)} without "

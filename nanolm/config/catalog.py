@@ -47,10 +47,13 @@ SCRIPTS = {
                 ("data=text data.path=book.txt tokenizer=char", "text of your own, character by character"),
                 ("data=text 'data.path=texts/**/*.txt' model=micro", "many files, one document each; a larger model"),
                 ("trainer.max_steps=null trainer.max_seconds=3600", "an hour of training, the schedule fitted to it"),
-                ("hydra.run.dir=runs/sotu-nano/2026-01-31_12-00-00", "continue that run"),
+                ("hydra.run.dir=runs/sotu-nano/2026-01-31_12-00-00", "continue that run; add what it was started with"),
                 ("-m loss.label_smoothing=0,0.1 seed=0,1,2", "a sweep: six runs under sweeps/<name>/, and their table"),
                 ("-m experiment=study_label_smoothing", "a study: a sweep that is written down"),
-                ("data=fineweb_edu model=gpt2 trainer.device=cuda", "a corpus from the Hub, on a GPU"),
+                (
+                    "data=fineweb_edu model=gpt2 trainer.device=cuda",
+                    "a corpus from the Hub, on a GPU (never run yet)",
+                ),
             ),
             has_run_directory=True,
         ),
@@ -70,14 +73,17 @@ SCRIPTS = {
         Script(
             "evaluate",
             EvaluateScriptConfig,
-            "Scores every token of a split once and leaves evaluation-<split>.json, documents-<split>.npz and "
-            "report-<split>.html in the run directory, or in out=DIR. NLL in nats per token, perplexity, bits per "
-            "byte, accuracy, calibration.",
+            "Scores every token of a split, or with split=all of a text, once and leaves evaluation-<split>.json, "
+            "documents-<split>.npz and report-<split>.html in the run directory, or in out=DIR. NLL in nats per token, "
+            "perplexity, bits per byte, accuracy, calibration.",
             (
                 ("checkpoint=runs/sotu-nano/2026-01-31_12-00-00", "the newest checkpoint of a run, on val"),
                 ("checkpoint=RUN split=shifted", "the years after those trained on"),
                 ("checkpoint=RUN evaluate.stride=32", "overlapping windows: more context for every token"),
-                ("checkpoint=RUN data=text data.path=other.txt out=scores", "another text, results elsewhere"),
+                (
+                    "checkpoint=RUN data=text data.path=other.txt out=scores",
+                    "the whole of another text, results elsewhere",
+                ),
             ),
         ),
         Script(

@@ -116,7 +116,9 @@ def _run(script: Script, task: Task, given: list[str], config_dir: Path, summari
     if sweep:
         from nanolm.config.sweep import run_sweep
 
-        return run_sweep(script, task, prepared, command_for(script, given), config_dir, summarize)
+        command = command_for(script, given)
+        with _continued_by(command):
+            return run_sweep(script, task, prepared, command, config_dir, summarize)
     return _run_once(script, task, overrides, prepared, config_dir)
 
 
@@ -140,8 +142,18 @@ def _run_once(script: Script, task: Task, overrides: list[str], prepared: list[s
     if len(kept) == len(overrides):
         directory = _unused(directory)
     command = command_for(script, [*kept, f"hydra.run.dir={directory}"])
-    with run_directory(directory, "hydra.run.dir"), log_file(directory / f"{script.name}.log"):
+    log = log_file(directory / f"{script.name}.log")
+    with _continued_by(command), run_directory(directory, "hydra.run.dir"), log:
         return task(config, directory, command) or 0
+
+
+@contextlib.contextmanager
+def _continued_by(command: str) -> Iterator[None]:
+    """Ctrl-C ends this block with the command that goes on from there; the training loop has its own way to stop."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise NanolmError(f"interrupted; to continue: {command}") from None
 
 
 def _unused(directory: Path) -> Path:

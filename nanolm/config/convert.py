@@ -25,7 +25,16 @@ _MISFIT = object()
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
 _LIMITS = (("minimum", ">="), ("above", ">"), ("below", "<"), ("maximum", "<="))
 
-_excerpt = reprlib.Repr()
+
+class _Excerpt(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # Python refuses to write out more than 4,300 digits
+            return f"a number of {x.bit_length():,} bits"
+
+
+_excerpt = _Excerpt()
 _excerpt.maxstring = _excerpt.maxother = 80
 _excerpt.maxlevel = 2  # aliases in YAML can make a short text an enormous value
 
@@ -135,10 +144,7 @@ def type_of(item: Field[Any]) -> str:
         elif get_origin(member) is tuple:
             words.append(_list_of(item, get_args(member)[0]))
         elif member in (int, float):
-            limits = [
-                f"{sign} {_number(item.metadata[name])}" for name, sign in _LIMITS if item.metadata[name] is not None
-            ]
-            words.append(" ".join([_KINDS[member], " and ".join(limits)]).strip())
+            words.append(f"{_KINDS[member]} {_range(item)}".strip())
         else:
             words.append(_KINDS.get(member, "keys and values"))
     return ", or ".join(words)
@@ -147,8 +153,13 @@ def type_of(item: Field[Any]) -> str:
 def _list_of(item: Field[Any], element: Any) -> str:
     if get_origin(element) is Literal:
         return f"a list of any of {', '.join(get_args(element))}"
-    minimum = item.metadata["minimum"]
-    return "a list of texts" if element is str else f"a list of whole numbers >= {_number(minimum)}"
+    return "a list of texts" if element is str else f"a list of whole numbers {_range(item)}"
+
+
+def _range(item: Field[Any]) -> str:
+    """A field's limits in words: ``>= 1 and <= 10^12``."""
+    limits = [(sign, item.metadata[name]) for name, sign in _LIMITS if item.metadata[name] is not None]
+    return " and ".join(f"{sign} {_number(limit)}" for sign, limit in limits)
 
 
 def _meaning(item: Field[Any]) -> str:
@@ -157,7 +168,10 @@ def _meaning(item: Field[Any]) -> str:
 
 
 def _number(value: float) -> str:
-    return "2^63" if value == 2**63 else f"{value:g}"
+    if value == 2**63:
+        return "2^63"
+    power = f"{value:.0e}".replace("1e+", "10^").replace("^0", "^")
+    return power if value >= 10**6 and float(power.replace("10^", "1e")) == value else f"{value:g}"
 
 
 def shown(value: object) -> str:

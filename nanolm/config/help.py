@@ -14,7 +14,7 @@ _EXIT_CODES = """\
 0  done
 1  anything that is not your mistake; in a sweep, some job failed
 2  the input is wrong: one message says what was expected, what was found, and what to do next
-3  stopped on request (Ctrl-C), with a valid checkpoint: the same command continues"""
+3  stopped on request (Ctrl-C) with a valid checkpoint; the command that continues is printed"""
 
 _WRITING = """\
 KEY=VALUE changes one value, GROUP=CHOICE a whole group of them. Numbers as 400, 1e-3, 100_000; true or false; null
@@ -25,7 +25,8 @@ _SWEEPS = """\
 With -m, values with commas between them make one job for each combination: -m model=nano,micro seed=0,1,2. A text
 with a comma of its own goes in a second pair of quotes: -m prompt="'Yes, no',Maybe". Ranges: seed='range(0,5)'.
 The jobs land in {directory}/<number>/; the others go on when one fails, and the failed ones are listed at the end.
-The same command continues a sweep that was interrupted. -m hydra/launcher=... hands the jobs to a cluster."""
+The same command continues a sweep that was interrupted: its directory has no time in its name.
+-m hydra/launcher=... hands the jobs to a cluster."""
 
 _FLAGS = (
     ("-m, --multirun", "a sweep: one job for each combination of values"),

@@ -14,8 +14,17 @@ from typing import Any, Literal, get_args
 DataName = Literal["sotu", "text", "jsonl", "parquet", "tinystories", "wikitext2", "wikitext103", "fineweb_edu"]
 TokenizerName = Literal["bpe", "byte", "char"]
 SplitName = Literal["train", "calibration", "val", "test", "shifted"]
+ScoredSplit = Literal[SplitName, "all"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
+
+# Upper limits of keys: far above any sensible value, and small enough that sums and products of them stay exact.
+MOST = 10**12
+"""of what is counted (steps, documents, tokens, seconds), and of numbers without a limit of their own"""
+WIDEST = 10**6
+"""of what is held in memory at once (widths, heads, layers, sequences of a batch)"""
+STEEPEST = 1e300
+"""of learning rates: that a large one diverges is what a run finds out and reports"""
 
 
 def key(
@@ -29,7 +38,7 @@ def key(
 ) -> Any:
     """A field with its meaning and its range; ``text`` marks free text and paths, which are never parsed.
 
-    ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive.
+    ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive. Every number needs an upper limit.
     """
     return field(metadata=locals())
 
@@ -71,12 +80,16 @@ class DataConfig:
     hub_path: str | None = key("dataset on the Hugging Face Hub, as owner/name", text=True)
     hub_name: str | None = key("configuration of the Hub dataset", text=True)
     hub_revision: str | None = key("branch, tag or commit of the Hub dataset", text=True)
-    max_documents: int | None = key("stop after so many documents (null: all)", minimum=1)
-    held_out_documents: int = key("first documents held out where a Hub dataset has no validation split", minimum=1)
+    max_documents: int | None = key("stop after so many documents (null: all)", minimum=1, maximum=MOST)
+    held_out_documents: int = key(
+        "first documents held out where a Hub dataset has no validation split", minimum=1, maximum=MOST
+    )
     val_fraction: float = key("share of the documents in val", above=0, below=1)
     test_fraction: float = key("share of the documents in test", minimum=0, below=1)
     calibration_fraction: float = key("share of the documents in calibration", minimum=0, below=1)
-    shifted_from_year: int | None = key("documents dated from this year on form the shifted split (sotu)")
+    shifted_from_year: int | None = key(
+        "documents dated from this year on form the shifted split (sotu)", minimum=0, maximum=9999
+    )
     split_seed: int = key("seed of the split by document; independent of the run's seed", minimum=0, below=2**63)
 
 
@@ -86,9 +99,11 @@ class TokenizerConfig:
 
     name: TokenizerName = key("the tokenizer, set by tokenizer=NAME")
     vocab_size: int | None = key(
-        "size of the BPE vocabulary, end-of-text included (null: given by the data)", minimum=1
+        "size of the BPE vocabulary, end-of-text included (null: given by the data)", minimum=1, maximum=10**7
     )
-    training_bytes: int | None = key("BPE learns from at most so many bytes of the train split", minimum=1)
+    training_bytes: int | None = key(
+        "BPE learns from at most so many bytes of the train split", minimum=1, maximum=MOST
+    )
 
 
 @dataclass(frozen=True)
@@ -96,16 +111,16 @@ class ModelConfig:
     """A Qwen3 decoder; the keys are those of Hugging Face's Qwen3 configuration."""
 
     name: str = key("the size, set by model=NAME")
-    hidden_size: int = key("width of the residual stream", minimum=1)
-    num_hidden_layers: int = key("number of blocks", minimum=1)
-    num_attention_heads: int = key("query heads", minimum=1)
-    num_key_value_heads: int = key("key and value heads; divides the query heads", minimum=1)
-    head_dim: int | None = key("width of a head (null: hidden_size / num_attention_heads)", minimum=2)
-    intermediate_size: int = key("width of the SwiGLU", minimum=1)
+    hidden_size: int = key("width of the residual stream", minimum=1, maximum=WIDEST)
+    num_hidden_layers: int = key("number of blocks", minimum=1, maximum=WIDEST)
+    num_attention_heads: int = key("query heads", minimum=1, maximum=WIDEST)
+    num_key_value_heads: int = key("key and value heads; divides the query heads", minimum=1, maximum=WIDEST)
+    head_dim: int | None = key("width of a head (null: hidden_size / num_attention_heads)", minimum=2, maximum=WIDEST)
+    intermediate_size: int = key("width of the SwiGLU", minimum=1, maximum=WIDEST)
     tie_word_embeddings: bool = key("share the embedding with the output head")
-    rope_theta: float = key("base of the rotary embedding", above=0)
-    rms_norm_eps: float = key("epsilon of RMSNorm", above=0)
-    initializer_range: float = key("standard deviation of the initial weights", minimum=0)
+    rope_theta: float = key("base of the rotary embedding", above=0, maximum=MOST)
+    rms_norm_eps: float = key("epsilon of RMSNorm", above=0, maximum=1)
+    initializer_range: float = key("standard deviation of the initial weights", minimum=0, maximum=WIDEST)
     dropout: float = key("dropout on embeddings, attention and residual branches", minimum=0, below=1)
 
 
@@ -117,7 +132,7 @@ class DistillationConfig:
         "run directory of a trained model; of a language model also one checkpoint (null: no teacher)", text=True
     )
     weight: float = key("share of the soft part in the objective", minimum=0, maximum=1)
-    temperature: float = key("both models' logits are divided by this in the soft part", above=0)
+    temperature: float = key("both models' logits are divided by this in the soft part", above=0, maximum=WIDEST)
 
 
 @dataclass(frozen=True)
@@ -125,9 +140,9 @@ class LossConfig:
     """The training objective; the NLL that is logged and evaluated is never smoothed."""
 
     label_smoothing: float = key("weight of the uniform distribution in the target", minimum=0, below=1)
-    z_loss: float = key("weight of lse(z)^2", minimum=0)
-    softcap: float | None = key("logits are capped to softcap * tanh(u / softcap) (null: off)", above=0)
-    temperature: float = key("logits are divided by this in training", above=0)
+    z_loss: float = key("weight of lse(z)^2", minimum=0, maximum=WIDEST)
+    softcap: float | None = key("logits are capped to softcap * tanh(u / softcap) (null: off)", above=0, maximum=MOST)
+    temperature: float = key("logits are divided by this in training", above=0, maximum=WIDEST)
     distillation: DistillationConfig = section()
 
 
@@ -136,13 +151,17 @@ class OptimizerConfig:
     """Muon for matrices with AdamW for the rest, or AdamW for all."""
 
     name: Literal["muon", "adamw"] = key("the optimizer, set by optimizer=NAME")
-    learning_rate: float = key("peak rate of AdamW's parameters", above=0)
-    matrix_learning_rate: float | None = key("peak rate of Muon's matrices (null with adamw)", above=0)
+    learning_rate: float = key("peak rate of AdamW's parameters", above=0, maximum=STEEPEST)
+    matrix_learning_rate: float | None = key(
+        "peak rate of Muon's matrices (null with adamw)", above=0, maximum=STEEPEST
+    )
     momentum: float = key("Muon's Nesterov momentum", minimum=0, below=1)
     beta1: float = key("AdamW's first moment", minimum=0, below=1)
     beta2: float = key("AdamW's second moment", minimum=0, below=1)
-    epsilon: float = key("AdamW's epsilon", above=0)
-    weight_decay: float = key("decoupled decay of matrices, per step and unit of learning rate", minimum=0)
+    epsilon: float = key("AdamW's epsilon", above=0, maximum=1)
+    weight_decay: float = key(
+        "decoupled decay of matrices, per step and unit of learning rate", minimum=0, maximum=WIDEST
+    )
 
 
 @dataclass(frozen=True)
@@ -159,19 +178,23 @@ class ScheduleConfig:
 class TrainerConfig:
     """How long, how large, where."""
 
-    max_steps: int | None = key("number of optimizer steps (null: as many as max_seconds allows)", minimum=1)
-    max_seconds: float | None = key("stop after so many seconds of training; the schedule decays over them", above=0)
-    batch_size: int = key("sequences per step, all processes together", minimum=1)
-    micro_batch_size: int | None = key("sequences per forward pass (null: the whole batch)", minimum=1)
-    sequence_length: int = key("tokens of context", minimum=1)
-    device: Device = key("auto takes CUDA where there is one")
+    max_steps: int | None = key(
+        "number of optimizer steps (null: as many as max_seconds allows)", minimum=1, maximum=MOST
+    )
+    max_seconds: float | None = key(
+        "stop after so many seconds of training; the schedule decays over them", above=0, maximum=MOST
+    )
+    batch_size: int = key("sequences per step, all processes together", minimum=1, maximum=WIDEST)
+    micro_batch_size: int | None = key("sequences per forward pass (null: the whole batch)", minimum=1, maximum=WIDEST)
+    sequence_length: int = key("tokens of context", minimum=1, maximum=WIDEST)
+    device: Device = key("auto takes CUDA where there is one; never run on a GPU so far")
     precision: Precision = key("auto is bf16 autocast on CUDA, fp32 on the CPU")
     compile: Literal["auto", "on", "off"] = key("torch.compile; auto is on for CUDA only")
-    max_grad_norm: float | None = key("gradients are clipped to this norm (null: off)", above=0)
-    eval_every: int | None = key("steps between evaluations on val (null: only at the end)", minimum=1)
-    checkpoint_every: int | None = key("steps between checkpoints (null: only at the end)", minimum=1)
-    keep_checkpoints: int = key("newest checkpoints that are kept", minimum=1)
-    log_every: int = key("steps between lines on a console that is no terminal", minimum=1)
+    max_grad_norm: float | None = key("gradients are clipped to this norm (null: off)", above=0, maximum=MOST)
+    eval_every: int | None = key("steps between evaluations on val (null: only at the end)", minimum=1, maximum=MOST)
+    checkpoint_every: int | None = key("steps between checkpoints (null: only at the end)", minimum=1, maximum=MOST)
+    keep_checkpoints: int = key("newest checkpoints that are kept", minimum=1, maximum=MOST)
+    log_every: int = key("steps between lines on a console that is no terminal", minimum=1, maximum=MOST)
     resume: Literal["auto", "never"] = key("auto continues a run directory; never refuses one that has checkpoints")
 
 
@@ -179,8 +202,8 @@ class TrainerConfig:
 class EvaluateConfig:
     """How a split is scored: every token once, with at least sequence_length - stride tokens of context."""
 
-    stride: int | None = key("tokens scored per window (null: sequence_length, no overlap)", minimum=1)
-    batch_size: int = key("windows per forward pass", minimum=1)
+    stride: int | None = key("tokens scored per window (null: sequence_length, no overlap)", minimum=1, maximum=WIDEST)
+    batch_size: int = key("windows per forward pass", minimum=1, maximum=WIDEST)
 
 
 @dataclass(frozen=True)
@@ -189,7 +212,9 @@ class FinalEvaluationConfig(EvaluateConfig):
 
     further_splits: tuple[SplitName, ...] = key("splits scored at the end as val is, such as [test,shifted]")
     calibration_sizes: tuple[int, ...] = key(
-        "sizes, in tokens of the calibration split, at which the temperature is fitted once more", minimum=1
+        "sizes, in tokens of the calibration split, at which the temperature is fitted once more",
+        minimum=1,
+        maximum=MOST,
     )
 
 
@@ -198,12 +223,12 @@ class SamplingConfig:
     """How text is drawn from a model."""
 
     prompt: str = key("text to continue; - reads standard input", text=True)
-    num_samples: int = key("texts to draw", minimum=1)
-    max_new_tokens: int = key("longest continuation, in tokens", minimum=1)
+    num_samples: int = key("texts to draw", minimum=1, maximum=WIDEST)
+    max_new_tokens: int = key("longest continuation, in tokens", minimum=1, maximum=MOST)
     temperature: float | Literal["fitted"] = key(
-        "0 takes the most likely token; fitted takes the checkpoint's", minimum=0
+        "0 takes the most likely token; fitted takes the checkpoint's", minimum=0, maximum=WIDEST
     )
-    top_k: int | None = key("draw among the k most likely tokens (null: all)", minimum=1)
+    top_k: int | None = key("draw among the k most likely tokens (null: all)", minimum=1, maximum=MOST)
     top_p: float | None = key(
         "draw among the most likely tokens that hold this probability (null: all)", above=0, maximum=1
     )
@@ -251,10 +276,12 @@ class EvaluateScriptConfig:
     """``python scripts/evaluate.py``"""
 
     checkpoint: str = key("a run directory (its newest valid checkpoint) or one checkpoint", text=True)
-    split: SplitName = key("the split to score")
+    split: ScoredSplit | None = key(
+        "the split to score; all is the whole text (null: val of the corpus trained on, all of another one)"
+    )
     out: str | None = key("folder for the results (null: the run directory)", text=True)
     data: DataConfig | None = key("another corpus than the one trained on, set by data=NAME")
-    device: Device = key("auto takes CUDA where there is one")
+    device: Device = key("auto takes CUDA where there is one; never run on a GPU so far")
     precision: Precision = key("auto is bf16 autocast on CUDA, fp32 on the CPU")
     evaluate: EvaluateConfig = section()
 
@@ -265,5 +292,5 @@ class SampleScriptConfig(SamplingConfig):
 
     checkpoint: str = key("a run directory (its newest valid checkpoint) or one checkpoint", text=True)
     seed: int = key("seed of the draws", minimum=0, below=2**63)
-    device: Device = key("auto takes CUDA where there is one")
+    device: Device = key("auto takes CUDA where there is one; never run on a GPU so far")
     precision: Precision = key("auto is bf16 autocast on CUDA, fp32 on the CPU")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanolm.config.schema import SplitName, key
+from nanolm.config.schema import ScoredSplit, key
 
 
 @dataclass(frozen=True)
@@ -10,7 +10,7 @@ class CompareConfig:
     """``python scripts/compare.py``"""
 
     runs: str = key("a folder with finished runs in it, such as sweeps/<name>", text=True)
-    split: SplitName = key("the split whose metrics are compared; others than val need evaluation-<split>.json")
+    split: ScoredSplit = key("the split whose metrics are compared; others than val need evaluation-<split>.json")
     baseline: str | None = key(
         "the cell that the others are compared with, by one of its values, such as loss.label_smoothing=0 "
         "(null: that of the first run)",

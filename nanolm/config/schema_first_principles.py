@@ -15,5 +15,5 @@ class FirstPrinciplesConfig:
         "a run directory or one checkpoint, whose model scores the sentence (null: a character bigram)", text=True
     )
     sentence: str = key("the text that the chain rule is shown on", text=True)
-    device: Device = key("auto takes CUDA where there is one; for the checkpoint alone")
+    device: Device = key("auto takes CUDA where there is one (never run so far); for the checkpoint alone")
     precision: Precision = key("auto is bf16 autocast on CUDA, fp32 on the CPU; for the checkpoint alone")

@@ -31,7 +31,7 @@ from nanolm.data.prepared import (
     open_prepared,
 )
 from nanolm.data.shards import SplitWriter
-from nanolm.data.splits import SPLITS, split_documents
+from nanolm.data.splits import ALL, SPLITS, split_documents, undivided
 from nanolm.data.tokenizer import Tokenizer, UnknownCharacter, train_tokenizer
 from nanolm.errors import DataError
 from nanolm.files import atomic_directory, file_table, lock
@@ -46,7 +46,10 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(
-    data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, progress: Progress = lambda done, total: None
+    data: DataConfig,
+    tokenizer: TokenizerConfig | Tokenizer,
+    progress: Progress = lambda done, total: None,
+    whole: bool = False,
 ) -> Path:
     """Tokenize a corpus, unless that was done before.
 
@@ -59,6 +62,7 @@ def prepare(
         data: the corpus and its splits.
         tokenizer: the tokenizer to make, or the one of a model, to score other text with it.
         progress: called with the bytes of text encoded so far and about how many there are, if that is known.
+        whole: keep every document whole in one split, ``all``, to be scored by the model of ``tokenizer``.
 
     Returns:
         ``<data.root>/<corpus>-<tokenizer>-<hash>``.
@@ -68,7 +72,8 @@ def prepare(
         ConfigError: the tokenizer's settings are impossible.
     """
     corpus = open_corpus(data)
-    settings = _settings(data, corpus)
+    assert not whole or isinstance(tokenizer, Tokenizer), "without a train split there is nothing to learn one from"
+    settings = _settings(data, corpus, whole)
     root = Path(data.root)
     if isinstance(tokenizer, Tokenizer):
         found = _find_with_tokenizer(root, data, settings, tokenizer)
@@ -94,18 +99,19 @@ def prepare(
     return folder
 
 
-def _settings(data: DataConfig, corpus: Corpus) -> dict[str, Any]:
+def _settings(data: DataConfig, corpus: Corpus, whole: bool) -> dict[str, Any]:
     """What decides the documents and their splits."""
-    split_keys = ["max_documents", "val_fraction", "test_fraction", "calibration_fraction", "split_seed"]
-    if data.name == "sotu":
-        split_keys += ["shifted_from_year"]
+    split_keys = ["max_documents"]
     if data.name in ("jsonl", "parquet"):
         split_keys += ["text_column"]
+    if not whole:
+        split_keys += ["val_fraction", "test_fraction", "calibration_fraction", "split_seed"]
+        split_keys += ["shifted_from_year"] if data.name == "sotu" else []
     return {
         "format_version": FORMAT_VERSION,
         "corpus": data.name,
         "identity": corpus.identity(),
-        "splits": {key: getattr(data, key) for key in split_keys},
+        "splits": {key: getattr(data, key) for key in split_keys} | ({ALL: True} if whole else {}),
     }
 
 
@@ -166,8 +172,10 @@ def _write_corpus(
     tokenizer: TokenizerConfig | Tokenizer,
     progress: Progress,
 ) -> None:
+    whole = ALL in settings["splits"]
+
     def read() -> Iterator[Piece]:
-        return pieces(split_documents(corpus, data))
+        return pieces(undivided(corpus) if whole else split_documents(corpus, data))
 
     if isinstance(tokenizer, TokenizerConfig):
         texts = (piece.text for piece in read() if piece.split == "train")
@@ -191,8 +199,9 @@ def _write_corpus(
     corpus.check_unchanged()
     if num_empty:
         logger.warning("data=%s: %d documents without text are left out", data.name, num_empty)
-    if "train" not in writers:
-        raise DataError(f"data={data.name}: no document with text is left for the train split; give more text")
+    needed = ALL if whole else "train"
+    if needed not in writers:
+        raise DataError(f"data={data.name}: no document with text is left for the {needed} split; give more text")
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from nanolm.data.splits import SPLITS
+from nanolm.data.splits import ALL, SPLITS
 from nanolm.data.tokenizer import Tokenizer
 from nanolm.data.tokenizer_file import load_tokenizer
 from nanolm.errors import DataError
@@ -52,7 +52,7 @@ class TokenSplit:
     context is an end-of-text alone.
 
     Attributes:
-        name: train, calibration, val, test or shifted.
+        name: train, calibration, val, test, shifted or all.
         num_tokens: number of targets, end-of-texts included; one more id is stored.
         num_documents: number of documents.
         num_bytes: UTF-8 bytes of their texts.
@@ -236,7 +236,7 @@ class _Manifest:
         self.check_files(self.get(manifest, "files", dict))
         for name, entry in self.get(manifest, "splits", dict).items():
             self.check_split(name, entry, manifest)
-        if "train" not in manifest["splits"]:
+        if not {"train", ALL} & manifest["splits"].keys():
             self.refuse("there is no train split")
         return manifest  # type: ignore[no-any-return]
 

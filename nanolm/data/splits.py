@@ -17,7 +17,9 @@ from nanolm.data.corpus import Corpus, Document
 from nanolm.data.permutation import ranks
 from nanolm.errors import DataError
 
-SPLITS = ("train", "calibration", "val", "test", "shifted")
+ALL = "all"
+SPLITS = ("train", "calibration", "val", "test", "shifted", ALL)
+"""A corpus holds some of the first five, or the last alone: every document, whole."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,11 @@ def split_documents(corpus: Corpus, config: DataConfig) -> Iterator[SplitDocumen
     dealt = deal(count, config)
     for document in corpus.documents():
         yield SplitDocument(document.split or next(dealt), document)
+
+
+def undivided(corpus: Corpus) -> Iterator[SplitDocument]:
+    """All documents of a corpus in its order, each whole, as one split; errors as ``split_documents``."""
+    return (SplitDocument(ALL, document) for document in corpus.documents())
 
 
 def split_sizes(count: int, config: DataConfig) -> dict[str, int]:

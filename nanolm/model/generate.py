@@ -26,10 +26,11 @@ def generate(
 ) -> list[int]:
     """Continue a prompt by up to ``max_new_tokens`` tokens; an end-of-text ends it and is not returned.
 
-    An empty prompt starts from end-of-text, as documents do in training. ``context`` is the longest window the model
-    was trained on: when it is full, the last half of it is read anew from position 0, so that no position is ever
-    used that training has not seen. ``softcap`` is the training objective's (``loss.softcap``). The other arguments
-    are those of ``next_token``. The model is left in the mode it was in.
+    An empty prompt starts from end-of-text, as documents do in training. An end-of-text never follows another one:
+    training has no document without text, so what a model says of that was not learnt. ``context`` is the longest
+    window the model was trained on: when it is full, the last half of it is read anew from position 0, so that no
+    position is ever used that training has not seen. ``softcap`` is the training objective's (``loss.softcap``). The
+    other arguments are those of ``next_token``. The model is left in the mode it was in.
     """
     if context < 1 or max_new_tokens < 0:
         raise ConfigError(f"context must be >= 1 and max_new_tokens >= 0, found {context} and {max_new_tokens}")
@@ -46,6 +47,8 @@ def generate(
             logits = F.linear(hidden[0, -1], model.head_weight)
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
+            if tokens[-1] == end_of_text_id:
+                logits[end_of_text_id] = -torch.inf
             token = next_token(logits, temperature, top_k, top_p, generator)
             if token == end_of_text_id:
                 break

@@ -214,7 +214,7 @@ class Checkpoint:
         if calibration is None:
             return None, (
                 f"{self.path} has no fitted temperature: it is not the last checkpoint of a finished run. Finish the "
-                "run, with the same command"
+                "run: its train.log has the command that continues it"
             )
         if calibration["temperature"] is None:
             return None, f"{self.path} has no fitted temperature: {calibration['reason']}"

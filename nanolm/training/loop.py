@@ -48,7 +48,7 @@ class TrainingLoop:
         loader: the batches of the train split.
         config: the run's configuration.
         compute: device and precision; the model is there already.
-        peak_flops: what MFU is a share of.
+        peak_flops: what MFU is a share of, see ``nanolm.device.measure_peak_flops``.
         objective: what is minimised; see ``nanolm.training.objective``.
     """
 
@@ -72,7 +72,7 @@ class TrainingLoop:
             torch.compile(state.model) if _wants_compile(config.trainer, compute) else state.model
         )
         self._flops_per_token = state.model.flops_per_token(config.trainer.sequence_length)
-        self._peak_flops = peak_flops
+        self._peak_flops: float | None = peak_flops
 
     def run(
         self,
@@ -107,7 +107,7 @@ class TrainingLoop:
                 tokens_per_second = throughput.add(state.tokens - tokens, time.monotonic() - began)
                 state.unlogged = line | {
                     "train/tokens_per_second": tokens_per_second,
-                    "train/mfu": tokens_per_second * self._flops_per_token / self._peak_flops,
+                    "train/mfu": self._mfu(tokens_per_second, tracker),
                 }
                 state.seconds = time.monotonic() - started
             if self.finished or _is_due(state.step, trainer.eval_every):
@@ -176,6 +176,21 @@ class TrainingLoop:
             "train/learning_rate": factor * self.config.optimizer.learning_rate,
             "train/skipped_steps": state.skipped_steps,
         }
+
+    def _mfu(self, tokens_per_second: float, tracker: Tracker) -> float | None:
+        """The share of the measured ceiling that is used; None from the step on that proves the ceiling wrong."""
+        if self._peak_flops is None:
+            return None
+        mfu = tokens_per_second * self._flops_per_token / self._peak_flops
+        if mfu <= 1:
+            return mfu
+        self._peak_flops = None
+        tracker.note(
+            f"train/mfu: step {self.state.step:,} was {mfu:.2f} times as fast as the best matrix product measured at "
+            "the start, so that ceiling is too low (the machine was busy then, most likely) and the values before are "
+            "too high; the metric is null from here on"
+        )
+        return None
 
     def _forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> NLLResult:
         inputs, targets = (tokens.to(self.compute.device, non_blocking=True) for tokens in (inputs, targets))

@@ -25,7 +25,7 @@ from nanolm.evaluation import (
 )
 from nanolm.files import lock, sweep_leftovers, write_atomically
 from nanolm.loss import LossOptions
-from nanolm.sampling import encode_prompt, sample, with_temperature
+from nanolm.sampling import encode_prompt, sample, why_empty, with_temperature
 from nanolm.tracking import Console, Tracker
 from nanolm.training.checkpoint import (
     EVALUATION,
@@ -96,8 +96,8 @@ def train(
             stale.unlink(missing_ok=True)
         with Tracker.open(config, run_dir, logged_step, console) as tracker:
             published = checkpoint.step if checkpoint else None
-            run = _Run(config, run_dir, corpus, state, compute, tracker, objective, published)
-            run.introduce(command)
+            run = _Run(config, run_dir, command, corpus, state, compute, tracker, objective, published)
+            run.introduce()
             loop = TrainingLoop(state, loader, config, compute, measure_peak_flops(compute), objective)
             exit_code = run.train_and_finish(loop, write_report, write_split_report)
         console.result(str(run_dir))
@@ -110,6 +110,8 @@ class _Run:
 
     config: TrainConfig
     run_dir: Path
+    command: str
+    """what continues this run"""
     corpus: PreparedCorpus
     state: TrainingState
     compute: Compute
@@ -120,7 +122,7 @@ class _Run:
     calibration: FittedTemperature | str | None = None
     """Known once the last step is done: the fitted temperature, or the reason why there is none."""
 
-    def introduce(self, command: str) -> None:
+    def introduce(self) -> None:
         """Say what is about to be done."""
         config, trainer, train_split = self.config, self.config.trainer, self.corpus.splits["train"]
         limits = [f"{trainer.max_steps:,} steps"] if trainer.max_steps else []
@@ -136,7 +138,7 @@ class _Run:
         note(f"length: {' or '.join(limits)} of {trainer.batch_size * trainer.sequence_length:,} tokens")
         if self.state.step:
             note(f"continuing after step {self.state.step:,}")
-        note(f"to continue this run after an interruption: {command}")
+        note(f"to continue this run after an interruption: {self.command}")
 
     def train_and_finish(
         self, loop: TrainingLoop, write_report: WriteReport, write_split_report: WriteSplitReport
@@ -154,7 +156,7 @@ class _Run:
                 if self.published != self.state.step:
                     self.publish_checkpoint()
                 self.tracker.note(
-                    f"stopped by {signal} after step {self.state.step:,}; the same command continues from there"
+                    f"stopped by {signal} after step {self.state.step:,}; to continue from there: {self.command}"
                 )
                 return STOPPED
             samples = self.draw_samples()
@@ -216,14 +218,15 @@ class _Run:
     def fit_by_size(self, loop: TrainingLoop) -> list[dict[str, Any]]:
         """The temperature at each of ``evaluate.calibration_sizes``; nothing where none was asked for."""
         sizes, calibration = self.config.evaluate.calibration_sizes, self.corpus.splits.get("calibration")
+        num_tokens = calibration.num_tokens if calibration else 0
+        if max(sizes, default=0) > num_tokens:
+            self.tracker.note(
+                f"evaluate.calibration_sizes: the calibration split has {num_tokens:,} tokens; larger sizes are left "
+                "out"
+            )
         if not sizes or calibration is None:
             return []
         how = self.how_to_score(loop)
-        if max(sizes) > calibration.num_tokens:
-            self.tracker.note(
-                f"evaluate.calibration_sizes: the calibration split has {calibration.num_tokens:,} tokens; larger "
-                "sizes are left out"
-            )
         return temperature_by_size(self.state.model, calibration, self.corpus.splits["val"], sizes, *how)
 
     def calibration_json(self) -> dict[str, Any] | None:
@@ -246,14 +249,17 @@ class _Run:
         prune_checkpoints(self.run_dir, self.config.trainer.keep_checkpoints, self.state.step)
 
     def draw_samples(self) -> list[str]:
-        """The texts of ``sample.*``; at temperature 1 where the fitted one was wanted and there is none."""
+        """The texts of ``sample.*``; at temperature 1 where the fitted one was wanted and there is none.
+
+        A text with nothing to read after its prompt says why, in brackets.
+        """
         config = self.config
         fitted = 1.0
         if isinstance(self.calibration, FittedTemperature):
             fitted = self.calibration.fit.temperature
         elif config.sample.temperature == "fitted":
             self.tracker.note(f"sample.temperature=fitted: {self.calibration}; the samples are drawn at temperature 1")
-        return sample(
+        texts = sample(
             self.state.model,
             self.corpus.tokenizer,
             with_temperature(config.sample, fitted, ""),
@@ -262,6 +268,8 @@ class _Run:
             loss_options(config),
             self.compute,
         )
+        reasons = [why_empty(text, config.sample.prompt) for text in texts]
+        return [f"{text}\n[{reason}]" if reason else text for text, reason in zip(texts, reasons, strict=True)]
 
     def show(self, content: dict[str, Any], samples: list[str], diagram: bytes) -> None:
         """Print samples and table, and mirror the figures and the report."""

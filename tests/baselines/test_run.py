@@ -214,3 +214,13 @@ def test_the_separation_figure_is_valid_svg_of_all_fits(finished):
     assert ElementTree.fromstring(svg).tag.endswith("svg")
     for fit in content["separation"]["fits"]:
         assert fit["name"] in svg
+
+
+def test_calibration_sizes_above_the_calibration_part_are_left_out_with_a_note(tmp_path, tiny_baseline, capsys):
+    sizes = "cross_validation.calibration_sizes=[4,100000]"
+    config = tiny_baseline(*write_csv(tmp_path / "table.csv"), sizes)
+    (tmp_path / "run").mkdir()
+    assert run_baseline(config, tmp_path / "run", "python scripts/baseline.py", write_baseline_report) == 0
+    assert "cross_validation.calibration_sizes" in capsys.readouterr().err
+    content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert [entry["num_tokens"] for entry in content["calibration_sizes"]] == [4]

@@ -1,6 +1,7 @@
 import logging
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -122,12 +123,27 @@ def test_other_scripts_get_their_configuration_and_leave_nothing(name: str, here
         (3, 3, ""),
         (DataError("corpus.txt: empty"), 2, "error: corpus.txt: empty\n"),
         (NonFiniteError("NaN at step 3"), 1, "error: NaN at step 3\n"),
-        (KeyboardInterrupt(), 1, "error: interrupted\n"),
+        (KeyboardInterrupt(), 1, "error: interrupted; to continue: python scripts/train.py hydra.run.dir=a\n"),
     ],
 )
 def test_exit_codes(result: Any, code: int, told: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert command_line.run("train", Recorder(result), ["hydra.run.dir=a"]) == code
     assert capfd.readouterr().err == told
+
+
+@pytest.mark.parametrize("arguments", [["seed=1", "name=a b"], ["-m", "seed=1,2", "name=a b"]])
+def test_ctrl_c_outside_of_training_names_the_command_that_continues(
+    arguments: list[str], here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task = Recorder(KeyboardInterrupt())
+    assert command_line.run("train", task, arguments) == 1
+    ((_, directory, command),) = task.calls
+    printed = capfd.readouterr().err.strip()
+    assert printed == f"error: interrupted; to continue: {command}"
+    assert command.startswith("python scripts/train.py ")
+    again = Recorder()
+    assert command_line.run("train", again, shlex.split(command)[2:]) == 0
+    assert again.calls[0][1] == directory
 
 
 def test_a_bug_shows_its_traceback_and_the_log_keeps_it(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

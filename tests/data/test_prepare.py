@@ -364,3 +364,16 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
         )
         peaks.append(int(done.stdout.splitlines()[-1]))
     assert peaks[1] - peaks[0] < 40_000, peaks
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_the_whole_of_a_text_is_every_document_undivided_in_its_order(data_config, tokenizer_config, tmp_path, count):
+    texts = ["a single document, to be cut in three", *TEXTS["byte"]][:count]
+    data = data_config("jsonl", path=write_jsonl(tmp_path / "corpus.jsonl", texts))
+    tokenizer = open_prepared(prepare(data, tokenizer_config("byte"))).tokenizer
+    whole = open_prepared(prepare(data, tokenizer, whole=True))
+    assert list(whole.splits) == ["all"]
+    assert whole.splits["all"].num_documents == count
+    end = [tokenizer.end_of_text_id]
+    expected = end + [token for text in texts for token in [*tokenizer.encode(text).tolist(), *end]]
+    assert stored(whole.folder, "all").tolist() == expected

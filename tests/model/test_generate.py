@@ -1,5 +1,7 @@
 """What may be drawn, how often, and from which context."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,6 +164,14 @@ def test_end_of_text_ends_and_is_not_returned(model):
 def test_an_empty_prompt_starts_from_end_of_text(model):
     assert draw(model, prompt=[]) == draw(model, prompt=[END_OF_TEXT])
     assert draw(model, num=0) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 1}, {"top_p": 0.01}, {"softcap": 5.0}])
+def test_an_empty_prompt_gives_a_token_even_where_end_of_text_is_most_likely(model, options):
+    ending = copy.deepcopy(model)
+    with torch.no_grad():
+        ending.lm_head.weight[END_OF_TEXT] = 10 * ending(torch.tensor([[END_OF_TEXT]]))[0, -1]
+    assert all(draw(ending, prompt=[], seed=seed, **options) for seed in range(5))
 
 
 def test_softcap_is_the_one_of_training(model):

@@ -345,3 +345,10 @@ def test_further_splits_and_sizes_of_the_calibration_split(tiny, tmp_path, capsy
         tiny("evaluate.calibration_sizes=[0]")
     with pytest.raises(ConfigError, match="a list of any of train"):
         tiny("evaluate.further_splits=[validation]")
+
+
+@pytest.mark.parametrize(("fraction", "size"), [(0, 1), (0.05, 100_000)])
+def test_calibration_sizes_that_the_split_lacks_are_left_out_with_a_note(tiny, tmp_path, capsys, fraction, size):
+    sizes = f"evaluate.calibration_sizes=[{size}]"
+    assert run(tiny("trainer.max_steps=1", f"data.calibration_fraction={fraction}", sizes), tmp_path / "run") == 0
+    assert "evaluate.calibration_sizes" in capsys.readouterr().err
