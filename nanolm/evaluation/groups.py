@@ -1,7 +1,7 @@
 """Groups of predictions whose calibration is looked at on its own: by frequency, by position, after end-of-text.
 
-A group must be known before the outcome is: given that a rare token came, any model was overconfident, a calibrated one too.
-So frequency is that of the token predicted from, not of the one that came.
+A group must be known before the outcome is: given that a rare token came, any model was overconfident, a calibrated one
+too. So frequency is that of the token predicted from, not of the one that came.
 """
 
 from dataclasses import dataclass
