@@ -88,8 +88,8 @@ def separation_words(content: dict[str, Any]) -> list[str]:
     best = min(found["fits"], key=lambda fit: fit["final"]["nll"])
     words.append(f"{change}, where {num_wrong:,} of {found['num_scored']:,} are misclassified.")
     words.append(
-        f"Lowest at its own end: {best['name']}, {best['final']['nll']:.4g}. These are one split and one seed, without "
-        "intervals."
+        f"Of the four fits as they end, {best['name']} has the lowest NLL on held-out examples, "
+        f"{best['final']['nll']:.4g}. This is one split and one seed, without intervals."
     )
     return words
 

@@ -81,7 +81,7 @@ def test_the_words_follow_the_numbers(separable):
     falling = {**free, "final": {**free["final"], "nll": 1e-9}, "lowest": {"epoch": free["epoch"], "nll": 1e-9}}
     words = " ".join(separation_words({"separation": {**found, "fits": [falling, *found["fits"][1:]]}}))
     assert "lowest, 1e-09, at the end" in words
-    assert "Lowest at its own end: maximum likelihood, 1e-09" in words
+    assert "maximum likelihood has the lowest NLL on held-out examples, 1e-09" in words
 
 
 def test_early_stopping_keeps_what_it_stopped_at(breast_cancer):
