@@ -136,7 +136,7 @@ def test_first_principles_score_a_sentence_under_a_trained_model(trained):
     code, out, err = call("first_principles", f"checkpoint={run_dir}", f"sentence={sentence}", cwd=folder)
     assert code == 0, err
     assert "UserWarning" not in err
-    assert "57 of 57 identities hold" in out
+    assert "68 of 68 identities hold" in out
     page = folder / out.splitlines()[-1]
     assert page.parent.parent == folder / "runs" / "first-principles"
     assert {"first_principles.html", "config.yaml", "first_principles.log"} <= set(os.listdir(page.parent))

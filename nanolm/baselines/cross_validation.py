@@ -213,7 +213,10 @@ class CrossValidation:
         return Measurement(
             split=split,
             documents=units.values,
-            about_intervals=f"95 % intervals over {len(self.dataset):,} examples{together}",
+            about_intervals=(
+                f"95 % intervals over {len(self.dataset):,} examples{together}; how much other training examples would "
+                "move the model is not in them"
+            ),
             meter=plain,
             meter_at_temperature=at_temperature if any(isinstance(t, float) for t in self.temperatures) else None,
         )

@@ -115,6 +115,21 @@ class Learner:
             self._watch(epoch, self._task.patience)
 
     def _step(self, batch: Tensor, sums: EpochSums) -> None:
+        result, objective, squared_gradient = self.step(batch)
+        sums.squared_gradient += squared_gradient
+        sums.num_steps += 1
+        sums.objective += objective * len(batch)
+        sums.meter.update(result)
+
+    def step(self, batch: Tensor) -> tuple[NLLResult, float, float]:
+        """Take one step on the examples of these numbers.
+
+        Returns:
+            the result before the step, the objective with its penalty (nats), and the squared norm of its gradient.
+
+        Raises:
+            NonFiniteError: the loss became NaN or infinite.
+        """
         self._optimizer.zero_grad()
         result = self.objective(self.model(self.features[batch]), batch)
         objective = self.model.penalised(result, self._task.l2)
@@ -123,13 +138,9 @@ class Learner:
                 f"task.learning_rate: the loss is no longer finite with {self._task.learning_rate:g}; give a lower one"
             )
         objective.backward()  # type: ignore[no-untyped-call]
-        sums.squared_gradient += sum(
-            float(p.grad.square().sum()) for p in self.model.parameters() if p.grad is not None
-        )
-        sums.num_steps += 1
-        sums.objective += float(objective.detach()) * len(batch)
-        sums.meter.update(result)
+        squared_gradient = sum(float(p.grad.square().sum()) for p in self.model.parameters() if p.grad is not None)
         self._optimizer.step()
+        return result, float(objective.detach()), squared_gradient
 
     def _watch(self, epoch: int, patience: int) -> None:
         features, targets = self._validation

@@ -64,7 +64,7 @@ def likelihood(nll: float | None, entropy: float | None) -> dict[str, float]:
 
 
 def binned(bins: Bins) -> dict[str, float]:
-    """Accuracy, confidence, ECE, RMSCE, MCE, and the two parts of ECE: over- and underconfidence."""
+    """Accuracy, confidence, ECE, RMSCE, MCE, and the two parts of ECE: overconfident and underconfident bins."""
     total = bins.count.sum()
     gap = bins.confidence - bins.correct  # n_b (c_b - a_b)
     filled = bins.count > 0

@@ -49,10 +49,12 @@ class CrossValidationConfig:
 
 @dataclass(frozen=True)
 class SeparationConfig:
-    """The study of what maximum likelihood does without an end: weights, margins and confidence against epochs."""
+    """The study of maximum likelihood on separable data: weights, margins and confidence against epochs."""
 
     epochs: int | None = key(
-        "full-batch steps of each of its fits (null: leave the study out)", minimum=1, maximum=MOST
+        "full-batch steps of each of its fits at most; fewer once the gradient all but vanishes (null: no study)",
+        minimum=1,
+        maximum=MOST,
     )
     l2: float = key("penalty of the fit that L2 holds", above=0, maximum=WIDEST)
     label_smoothing: float = key("smoothing of the fit that label smoothing holds", above=0, below=1)

@@ -30,7 +30,7 @@ def overconfidence() -> Step:
         formula="E[loss] = -a ln c - (1-a) ln(1-c), smallest at c = a",
         about="A binary answer given with confidence c. Right, more confidence saves less and less; wrong, it costs "
         "without bound. For a model that is right with probability a, the best confidence is a: on fresh data the "
-        "NLL punishes overconfidence. On its own training data, where it is always right, nothing does.",
+        "NLL punishes overconfidence. On training data that it gets right every time, nothing does.",
         table=(
             ("confidence", "loss if right", "loss if wrong", *(f"expected, a = {a:g}" for a in accuracies)),
             *(

@@ -1,7 +1,8 @@
-"""The probability of a dataset, its logarithm, and the parameter that makes it largest."""
+"""The probability of a dataset, the likelihood that it becomes, and why its logarithm is taken."""
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,8 +15,121 @@ HEADS, FLIPS = 7, 10
 GRID = np.linspace(0.01, 0.99, 99)
 
 
+RED, BALLS = 7, 10
+DRAWN = (1, 1, 0, 1, 0)
+"""an urn's red balls and all of its balls; the colours that are drawn from it, 1 for red"""
+
+
+def joint_probability() -> Step:
+    """The probability of a whole dataset: conditional factors, and equal ones where the draws are independent."""
+    conditional = _not_put_back(DRAWN)
+    theta = RED / BALLS
+    independent = [theta if colour else 1 - theta for colour in DRAWN]
+    without, with_return = exact.joint_probability(conditional), exact.joint_probability(independent)
+    balls = [1] * RED + [0] * (BALLS - RED)
+    sequences = list(itertools.permutations(balls, len(DRAWN)))
+    every_colouring = list(itertools.product((0, 1), repeat=len(DRAWN)))
+    places = list(range(1, len(DRAWN) + 1))
+    so_far = zip(np.cumprod(conditional), np.cumprod(independent), strict=True)
+    return Step(
+        title="The probability of a dataset",
+        formula="p(x₁ … xₙ) = Π p(xᵢ | x₁ … xᵢ₋₁) = Π p(xᵢ | θ) if the xᵢ are independent, given θ",
+        about=f"An urn of {BALLS} balls, {RED} of them red, and {len(DRAWN)} draws. The chain rule holds for every "
+        "dataset: each observation has its probability given those before it. Where a ball is not put back, these "
+        "factors change with what was drawn. Where it is put back, the past tells nothing: the draws are independent "
+        "and identically distributed (iid), every factor has the same parameter θ, and the joint probability is a "
+        "plain product. That is an assumption about the data. Made wrongly here, it gives "
+        f"{with_return:.4f} instead of {without:.4f}. The steps that follow make it; a language model does not.",
+        table=(
+            ("draw", "colour", "p given the past", "so far", "p if iid", "so far, if iid"),
+            *(
+                (str(place), "red" if colour else "blue", f"{p:.4f}", f"{a:.5f}", f"{q:.4f}", f"{b:.5f}")
+                for place, colour, p, q, (a, b) in zip(places, DRAWN, conditional, independent, so_far, strict=True)
+            ),
+        ),
+        identities=(
+            Identity(
+                f"the chain rule = this sequence's share of all {len(sequences):,} ordered draws",
+                without,
+                sum(sequence == DRAWN for sequence in sequences) / len(sequences),
+            ),
+            Identity(
+                "iid: the product of the factors = θ^reds (1-θ)^blues",
+                with_return,
+                theta ** sum(DRAWN) * (1 - theta) ** (len(DRAWN) - sum(DRAWN)),
+            ),
+            Identity(
+                f"by the chain rule, the probabilities of all {len(every_colouring)} sequences of colours sum to 1",
+                sum(exact.joint_probability(_not_put_back(colours)) for colours in every_colouring),
+                1.0,
+            ),
+        ),
+        plot=Plot(
+            "draw",
+            "probability of what was drawn",
+            (
+                Curve("given the draws before it", places, conditional, style="bars"),
+                Curve("if iid", places, independent, style="dots"),
+            ),
+            names=[("red" if colour else "blue") for colour in DRAWN],
+        ),
+    )
+
+
+def _not_put_back(colours: Sequence[int]) -> list[float]:
+    """The probability of each colour given those drawn before it."""
+    left, found = [BALLS - RED, RED], []
+    for place, colour in enumerate(colours):
+        found.append(left[colour] / (BALLS - place))
+        left[colour] = max(0, left[colour] - 1)  # what cannot come has probability 0, and so has the whole sequence
+    return found
+
+
+def two_readings() -> Step:
+    """One formula, read as a probability of data and as a likelihood of parameters."""
+    sequences = [np.array(flips, dtype=float) for flips in itertools.product((0, 1), repeat=FLIPS)]
+    sums = {theta: sum(exact.bernoulli_likelihood(flips, theta) for flips in sequences) for theta in (0.5, 0.7)}
+    # Gauss and Legendre's rule with 6 nodes is exact for polynomials up to degree 11; this one has degree 10.
+    nodes, weights = np.polynomial.legendre.leggauss(6)
+    seen = _flips(HEADS, FLIPS)
+    area = sum(w / 2 * exact.bernoulli_likelihood(seen, (x + 1) / 2) for x, w in zip(nodes, weights, strict=True))
+    formula = math.factorial(HEADS) * math.factorial(FLIPS - HEADS) / math.factorial(FLIPS + 1)
+    return Step(
+        title="One formula, two readings: the likelihood",
+        formula="L(θ; x) = p(x | θ) = Π θ^xᵢ (1-θ)^(1-xᵢ)",
+        about="Flips of a coin, iid. θ^x (1-θ)^(1-x) is θ for heads, x = 1, and 1-θ for tails, x = 0. With θ fixed and "
+        "the flips free the product is a probability: over all that can happen it sums to 1. With the flips observed "
+        "and θ free it is the likelihood: which θ makes plausible what was seen? Over θ it has no reason to sum to 1, "
+        "and does not. The θ with the largest likelihood is the maximum likelihood estimate.",
+        table=(
+            ("held fixed", "summed over", "sum"),
+            *(
+                (f"θ = {theta:g}", f"all {len(sequences):,} sequences of {FLIPS} flips", f"{total:.9f}")
+                for theta, total in sums.items()
+            ),
+            (f"{HEADS} heads, then {FLIPS - HEADS} tails", "θ from 0 to 1 (the integral)", f"{area:.9f}"),
+        ),
+        identities=(
+            *(Identity(f"the probabilities at θ = {theta:g} sum to 1", total, 1.0) for theta, total in sums.items()),
+            Identity("the integral of the likelihood = k! (n-k)! / (n+1)!", float(area), formula),
+        ),
+        plot=Plot(
+            "θ, the probability of heads",
+            "likelihood",
+            tuple(
+                Curve(
+                    f"{heads} heads seen in {FLIPS} flips",
+                    GRID.tolist(),
+                    [exact.bernoulli_likelihood(_flips(heads, FLIPS), float(theta)) for theta in GRID],
+                )
+                for heads in (6, HEADS, 8)
+            ),
+        ),
+    )
+
+
 def product_to_sum(num_flips: int = 1100, theta: float = 0.5) -> Step:
-    """The probability of independent observations underflows, a product; its logarithm, a sum, does not."""
+    """The likelihood of independent observations, a product, underflows; its logarithm, a sum, does not."""
     probabilities = np.full(num_flips, theta)
     products = {
         f"float{bits}": np.cumprod(probabilities.astype(f"float{bits}"), dtype=f"float{bits}") for bits in (32, 64)
@@ -31,12 +145,12 @@ def product_to_sum(num_flips: int = 1100, theta: float = 0.5) -> Step:
     flips = np.arange(1, num_flips + 1)
     lost = "; ".join(f"in {name} at {n:,} flips" for name, n in vanished.items())
     return Step(
-        title="A product becomes a sum",
-        formula="ln Π p(xᵢ) = Σ ln p(xᵢ)",
-        about="Independent observations have the product of their probabilities. Here they are flips of a coin, "
-        f"{theta:g} each. Rounded to floating point the product becomes 0, as if the data were impossible: "
-        f"{lost or 'not within these flips'}. The sum of logarithms goes on, and each observation has a term of its "
-        "own in it, and in its derivative. Its negative, the NLL, is the same thing for optimisers that go downhill.",
+        title="Why its logarithm: a product becomes a sum",
+        formula="ln L(θ) = ln Π p(xᵢ | θ) = Σ ln p(xᵢ | θ)",
+        about=f"The likelihood of a coin with θ = {theta:g}, flip after flip. Rounded to floating point the product "
+        f"becomes 0, as if the data were impossible: {lost or 'not within these flips'}. The sum of logarithms goes "
+        "on, and each observation has a term of its own in it, and in its derivative. This is the log-likelihood. Its "
+        "negative, the NLL, is the same thing for optimisers that go downhill.",
         table=(("flips", "product, float32", "product, float64", "sum of ln p"), *rows),
         identities=(
             Identity(
@@ -69,48 +183,6 @@ def product_to_sum(num_flips: int = 1100, theta: float = 0.5) -> Step:
 
 def _log_likelihood(num_flips: int, theta: float) -> float:
     return exact.log_likelihood(np.full(num_flips, theta))
-
-
-def two_readings() -> Step:
-    """One formula, read as a probability of data and as a likelihood of parameters."""
-    sequences = [np.array(flips, dtype=float) for flips in itertools.product((0, 1), repeat=FLIPS)]
-    sums = {theta: sum(exact.bernoulli_likelihood(flips, theta) for flips in sequences) for theta in (0.5, 0.7)}
-    # Gauss and Legendre's rule with 6 nodes is exact for polynomials up to degree 11; this one has degree 10.
-    nodes, weights = np.polynomial.legendre.leggauss(6)
-    seen = _flips(HEADS, FLIPS)
-    area = sum(w / 2 * exact.bernoulli_likelihood(seen, (x + 1) / 2) for x, w in zip(nodes, weights, strict=True))
-    formula = math.factorial(HEADS) * math.factorial(FLIPS - HEADS) / math.factorial(FLIPS + 1)
-    return Step(
-        title="One formula, two readings",
-        formula="L(θ; x) = p(x | θ) = Π θ^xᵢ (1-θ)^(1-xᵢ)",
-        about="θ^x (1-θ)^(1-x) is θ for heads, x = 1, and 1-θ for tails, x = 0. With θ fixed and the flips free it "
-        "is a probability: over all that can happen it sums to 1. With the flips observed and θ free it is the "
-        "likelihood: which θ makes plausible what was seen? Over θ it has no reason to sum to 1, and does not.",
-        table=(
-            ("held fixed", "summed over", "sum"),
-            *(
-                (f"θ = {theta:g}", f"all {len(sequences):,} sequences of {FLIPS} flips", f"{total:.9f}")
-                for theta, total in sums.items()
-            ),
-            (f"{HEADS} heads, then {FLIPS - HEADS} tails", "θ from 0 to 1 (the integral)", f"{area:.9f}"),
-        ),
-        identities=(
-            *(Identity(f"the probabilities at θ = {theta:g} sum to 1", total, 1.0) for theta, total in sums.items()),
-            Identity("the integral of the likelihood = k! (n-k)! / (n+1)!", float(area), formula),
-        ),
-        plot=Plot(
-            "θ, the probability of heads",
-            "likelihood",
-            tuple(
-                Curve(
-                    f"{heads} heads seen in {FLIPS} flips",
-                    GRID.tolist(),
-                    [exact.bernoulli_likelihood(_flips(heads, FLIPS), float(theta)) for theta in GRID],
-                )
-                for heads in (6, HEADS, 8)
-            ),
-        ),
-    )
 
 
 def coin() -> Step:

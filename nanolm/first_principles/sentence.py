@@ -5,8 +5,9 @@ import torch
 from nanolm.config.schema_first_principles import FirstPrinciplesConfig
 from nanolm.device import resolve_compute
 from nanolm.errors import DataError
-from nanolm.first_principles.language import ScoredSentence, bigram_sentence
-from nanolm.loss import linear_nll
+from nanolm.first_principles.language import NUM_LIKELY, ScoredSentence, bigram_sentence
+from nanolm.loss import softmax_nll
+from nanolm.loss.dense import soft_capped
 from nanolm.training import find_checkpoint
 from nanolm.training.loop import loss_options
 
@@ -35,20 +36,37 @@ def score_sentence(config: FirstPrinciplesConfig) -> ScoredSentence:
     compute = resolve_compute(config.device, config.precision)
     model = checkpoint.load_model(compute.device)
     tokens = torch.tensor([ids], device=compute.device)
+    options = loss_options(checkpoint.config)
     with torch.no_grad(), compute.autocast():
-        hidden = model(tokens[:, :-1])
-        nll = linear_nll(
-            hidden.flatten(0, 1),
-            model.head_weight,
-            tokens[0, 1:],
-            options=loss_options(checkpoint.config),
-            reduction="none",
-        ).nll
+        hidden = model(tokens[:, :-1])[0]
+    log_probabilities: list[float] = []
+    entropies: list[float] = []
+    likely: list[list[tuple[str, float]]] = []
+    most_open = torch.zeros(1)
+    for state, target in zip(hidden, ids[1:], strict=True):
+        logits = (state.float() @ model.head_weight.float().T).double().cpu()
+        result = softmax_nll(logits[None], torch.tensor([target]), options=options, reduction="none")
+        assert result.entropy is not None, "a loss from logits has every statistic"
+        distribution = (soft_capped(logits, options.softcap) / options.temperature).softmax(dim=0)
+        if not entropies or float(result.entropy) > max(entropies):
+            most_open = distribution
+        log_probabilities.append(-float(result.nll))
+        entropies.append(float(result.entropy))
+        top = distribution.topk(min(NUM_LIKELY, len(distribution)))
+        likely.append(
+            [
+                (shown(tokenizer.decode_bytes([token])), probability)
+                for token, probability in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            ]
+        )
     return ScoredSentence(
-        [shown(tokenizer.decode_bytes([token])) for token in ids[1:]],
-        (-nll.double()).tolist(),
-        len(config.sentence.encode()),
-        f"{checkpoint.path}, after step {checkpoint.step:,}, the sentence taken for the beginning of a document",
+        tokens=[shown(tokenizer.decode_bytes([token])) for token in ids[1:]],
+        log_probabilities=log_probabilities,
+        entropies=entropies,
+        likely=likely,
+        most_open=most_open.tolist(),
+        num_bytes=len(config.sentence.encode()),
+        model=f"{checkpoint.path}, after step {checkpoint.step:,}, the sentence taken for the beginning of a document",
     )
 
 

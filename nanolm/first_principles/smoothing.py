@@ -6,15 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanolm.calibration import CalibrationMeter, fit_temperature_from_logits
+from nanolm.calibration import fit_temperature_from_logits
 from nanolm.calibration.calibrators import invert_smoothing
+from nanolm.first_principles.calibration import NUM_CLASSES, calibration_table, draw_halves, measure
 from nanolm.first_principles.confidence import CLASSES, EPSILON, RIGHT
 from nanolm.first_principles.step import Curve, Identity, Plot, Step, figure
 from nanolm.loss import LossOptions, softmax_nll
 from nanolm.loss import reference as exact
-
-NUM_DRAWS, NUM_CLASSES = 20_000, 10
-"""the simulated data of the last two steps"""
 
 
 def smoothing_optimum() -> Step:
@@ -59,72 +57,32 @@ def smoothing_optimum() -> Step:
     )
 
 
-def too_sure(seed: int) -> Step:
-    """Logits twice too large: right as often, and too sure; one temperature mends it."""
-    p, labels = _draws(seed)
-    doubled = 2 * p.log()
-    fit = fit_temperature_from_logits(doubled, labels)
-    measured = {
-        "p, the truth": _measure(p.log(), labels),
-        "its logits doubled": _measure(doubled, labels),
-        f"doubled, at the fitted T = {fit.temperature:.3f}": _measure(doubled / fit.temperature, labels),
-    }
-    truth, sharp, mended = measured.values()
-    temperatures = np.geomspace(0.8, 5, 25)
-    return Step(
-        title="Right as often, and too sure",
-        formula="softmax(z / T),  T = arg min NLL,  where NLL = entropy",
-        about=f"{NUM_DRAWS:,} draws from known probabilities over {NUM_CLASSES} classes, and a model whose logits "
-        "are twice those of the truth. Its answers and its accuracy are those of the truth; its confidence is not. "
-        "Accuracy cannot see it, a low NLL on training data does not exclude it. One number, fitted on data held "
-        "back, mends it.",
-        table=_calibration_table(measured),
-        identities=(
-            Identity("the same accuracy as the truth", sharp["accuracy"], truth["accuracy"]),
-            Identity("the fitted T is 2, within sampling", fit.temperature, 2.0, 0.03),
-            Identity("at the fitted T, NLL = entropy", mended["nll"], mended["entropy"], 1e-5),
-        ),
-        plot=Plot(
-            "temperature",
-            "NLL (nats)",
-            (
-                Curve(
-                    "NLL of the doubled logits",
-                    temperatures.tolist(),
-                    [float(softmax_nll(doubled / t, labels, reduction="mean").objective) for t in temperatures],
-                ),
-                Curve("at the fitted T", [fit.temperature], [fit.nll_at_temperature], style="dots"),
-            ),
-            levels=(("NLL of the truth", truth["nll"]),),
-        ),
-    )
-
-
 def smoothing_and_calibration(seed: int) -> Step:
-    """A calibrated p, smoothed, is underconfident by ε(E p_max - 1/V); temperature mends some, the inverse map all."""
-    p, labels = _draws(seed)
+    """A calibrated p, smoothed, is underconfident by ε(E p_max - 1/V); temperature fixes some, the inverse map all."""
+    (p_fit, labels_fit), (p, labels) = draw_halves(seed)
     q = _smoothed(p, EPSILON)
-    temperature = fit_temperature_from_logits(q.log(), labels).temperature
+    temperature = fit_temperature_from_logits(_smoothed(p_fit, EPSILON).log(), labels_fit).temperature
     restored, _ = invert_smoothing(q.log(), EPSILON)
     measured = {
-        "p, the truth": _measure(p.log(), labels),
-        f"q, smoothed by {EPSILON:g}": _measure(q.log(), labels),
-        f"q at the fitted T = {temperature:.3f}": _measure(q.log() / temperature, labels),
-        "q, the smoothing inverted": _measure(restored, labels),
+        "p, the truth": measure(p.log(), labels),
+        f"q, smoothed by {EPSILON:g}": measure(q.log(), labels),
+        f"q at T = {temperature:.3f}": measure(q.log() / temperature, labels),
+        "q, the smoothing inverted": measure(restored, labels),
     }
-    truth, smoothed, tempered, inverted = measured.values()
+    truth, smoothed, _, inverted = measured.values()
     largest = float(p.amax(dim=1).mean())
     predicted = EPSILON * (largest - 1 / NUM_CLASSES)
-    standard_error = math.sqrt(truth["accuracy"] * (1 - truth["accuracy"]) / NUM_DRAWS)
+    standard_error = math.sqrt(truth["accuracy"] * (1 - truth["accuracy"]) / len(labels))
     epsilons = np.linspace(0, 0.3, 7)
     return Step(
-        title="A model that smoothing has made too modest",
+        title="A model that smoothing has made underconfident",
         formula="q = (1-ε) p + ε/V,  ECE ≈ ε (E p_max - 1/V),  p = (q - ε/V) / (1-ε)",
-        about="The same draws, and a model at the optimum of smoothed labels: it says q. Its confidence falls short "
-        f"by {predicted:.4f}, its fitted T is below 1, and the inverse map restores p. The ECE of the truth itself "
-        "is what this many draws leave. Smoothing changes what is asked for; calibration has to be measured either "
-        "way.",
-        table=_calibration_table(measured),
+        about="The draws of the steps on calibration, and a model at the optimum of smoothed labels: it says q. Its "
+        f"confidence is below its accuracy, by {predicted:.4f} in expectation. The temperature, fitted on the other "
+        f"half of the draws, is {temperature:.3f}: sharper predictions have a lower NLL. The inverse map restores p. "
+        "The ECE of the truth itself is what this many draws leave. Smoothing changes what is asked for; calibration "
+        "has to be measured either way.",
+        table=calibration_table(measured),
         identities=(
             Identity("confidence lost = ε (E p_max - 1/V)", largest - smoothed["confidence"], predicted, 1e-7),
             Identity(
@@ -133,7 +91,6 @@ def smoothing_and_calibration(seed: int) -> Step:
                 predicted,
                 4 * standard_error,
             ),
-            Identity("at the fitted T, NLL = entropy", tempered["nll"], tempered["entropy"], 1e-5),
             Identity("the inverse map's NLL = the NLL of the truth", inverted["nll"], truth["nll"], 1e-6),
         ),
         plot=Plot(
@@ -144,7 +101,7 @@ def smoothing_and_calibration(seed: int) -> Step:
                 Curve(
                     "measured",
                     epsilons.tolist(),
-                    [_measure(_smoothed(p, epsilon).log(), labels)["ece"] for epsilon in epsilons.tolist()],
+                    [measure(_smoothed(p, epsilon).log(), labels)["ece"] for epsilon in epsilons.tolist()],
                     style="dots",
                 ),
             ),
@@ -152,26 +109,5 @@ def smoothing_and_calibration(seed: int) -> Step:
     )
 
 
-def _draws(seed: int) -> tuple[Tensor, Tensor]:
-    """(N, V) true probabilities, and one class (N,) drawn from each."""
-    generator = np.random.default_rng(seed)
-    p = torch.from_numpy(generator.dirichlet(np.full(NUM_CLASSES, 0.3), size=NUM_DRAWS)).clamp_min(1e-5)
-    p /= p.sum(dim=1, keepdim=True)
-    uniform = torch.from_numpy(generator.uniform(size=(NUM_DRAWS, 1)))
-    return p, (p.cumsum(dim=1) < uniform).sum(dim=1).clamp(max=NUM_CLASSES - 1)
-
-
 def _smoothed(p: Tensor, epsilon: float) -> Tensor:
     return (1 - epsilon) * p + epsilon / NUM_CLASSES
-
-
-def _calibration_table(measured: dict[str, dict[str, float]]) -> tuple[tuple[str, ...], ...]:
-    names = ("nll", "accuracy", "confidence", "ece", "entropy_gap")
-    return (
-        ("probabilities", "NLL", "accuracy", "confidence", "ECE", "entropy gap"),
-        *((name, *(f"{found[key]:z.4f}" for key in names)) for name, found in measured.items()),
-    )
-
-
-def _measure(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
-    return CalibrationMeter().update(softmax_nll(log_probabilities, labels, reduction="none")).metrics()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-COLUMNS_OF_WORDS = ("token", "q", "summed over", "probabilities")
+COLUMNS_OF_WORDS = ("token", "q", "summed over", "probabilities", "colour", "most likely")
 """headers of table columns that hold words or lists, and are set flush left; so is every first column"""
 
 

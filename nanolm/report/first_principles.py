@@ -17,6 +17,8 @@ from nanolm.report.pages import render
 COLORS = (figures.VAL, "#1d4ed8", "#15803d", "#6b7280")
 MOST_NAMES = 64
 """on an axis; nor are there names outside ASCII, most of which the font of the figures lacks"""
+ROOM_FOR_NAMES = 60
+"""characters that stand beside each other below an axis"""
 STYLES: dict[str, dict[str, Any]] = {
     "line": {"linewidth": 1.6},
     "dots": {"linestyle": "", "marker": "o", "markersize": 4},
@@ -69,7 +71,8 @@ def draw(plot: Plot) -> Markup:
     if all(isinstance(x, int) for curve in plot.curves for x in curve.x) and not plot.xlog:
         axes.xaxis.get_major_locator().set_params(integer=True)
     if 0 < len(plot.names) <= MOST_NAMES and all(name.isascii() for name in plot.names):
-        rotation = 0 if max(map(len, plot.names)) <= 3 else 90
-        axes.set_xticks(plot.curves[0].x, plot.names, rotation=rotation, fontsize=7, parse_math=False)
+        fits = sum(map(len, plot.names)) <= ROOM_FOR_NAMES
+        rotation = 0 if fits or max(map(len, plot.names)) <= 3 else 90
+        axes.set_xticks(plot.curves[0].x, plot.names, rotation=rotation, fontsize=9 if fits else 7, parse_math=False)
     figure.legend(loc="outside upper left", ncols=2, frameon=False)
     return figures.svg(figure)

@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import accuracy_score, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from benchmarks.cross_validation_coverage import risk, simulate
 from nanolm.baselines.calibration_sizes import temperature_by_size
 from nanolm.baselines.cross_validation import CrossValidation, FoldModel, make_folds
 from nanolm.baselines.datasets import Dataset
@@ -335,3 +336,21 @@ def test_a_fold_without_a_temperature_counts_as_it_is(overlapping, tiny_baseline
     (found,) = temperature_by_size(validation, [1])
     for draw in found["draws"]:
         assert draw == {"temperature": None, "nll": None, "num_refused": len(validation.models)}
+
+
+def test_the_coverage_benchmark_compares_intervals_with_the_risk_of_the_models(two_classes, tiny_baseline):
+    config = tiny_baseline("cross_validation.repeats=1")
+    metrics, expected, ratio = simulate(config, 80, seed=0)
+    assert ratio == pytest.approx((80 / 3) / (80 * 2 / 3 * 0.8), rel=0.05)
+    for name in ("nll", "accuracy", "brier"):
+        assert abs(metrics[name]["value"] - expected[name]) < 4 * (metrics[name]["high"] - metrics[name]["low"]) / 3.92
+    # The risk of models is the mean loss over many labels that are drawn anew.
+    validation, _ = trained(two_classes, config)
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(20_000, 3))
+    truth = 1 / (1 + np.exp(-features @ np.array([1.5, -1.0, 0.5])))
+    labels = (generator.uniform(size=len(truth)) < truth).astype(int)
+    found, drawn = risk(validation, features, truth), risk(validation, features, labels)
+    assert found == pytest.approx(drawn, abs=0.02)
+    plain = validation.measure().figures_json()
+    assert found["nll"] == pytest.approx(plain["nll"]["value"], abs=0.1)

@@ -116,7 +116,7 @@ def test_tables_are_printed(finished):
         "calibrators, each fitted within",
         "vector scaling",
         "inverse smoothing",
-        "what grows with epochs",
+        "separation (",
         "maximum likelihood",
         "early stopping",
         "logistic regression three ways",
@@ -131,7 +131,7 @@ def test_tables_are_printed(finished):
 def test_the_page_is_complete_self_contained_and_escaped(finished):
     page = (finished[0] / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 4  # reliability, temperature, training, separation
-    for heading in ("Calibration", "Calibrators", "Training", "What grows with epochs", "Data", "Configuration"):
+    for heading in ("Calibration", "Calibrators", "Training", "Separable data", "Data", "Configuration"):
         assert f"<h2>{heading}</h2>" in page
     for unescaped in ("<script", "<b>", "<i>", "<u>", "a&b"):
         assert unescaped not in page

@@ -2,40 +2,92 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from nanolm.baselines import load_dataset
+from nanolm.baselines import Dataset, load_dataset
 from nanolm.baselines.learner import Examples
-from nanolm.baselines.separation import study_separation
+from nanolm.baselines.separation import SMALLEST_GRADIENT, study_separation
+from nanolm.baselines.tables import separation_words
+from nanolm.config import load
+
+
+def made_up(separable, num_examples=150):
+    """Two features and a class: the side of a plane, with one label in ten turned round if not separable."""
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(num_examples, 2))
+    score = features.sum(axis=1)
+    labels = (score > 0).astype(np.int64)
+    if not separable:
+        labels ^= generator.uniform(size=num_examples) < 0.1
+    return Dataset("made up", features, labels, ("a", "b"), ("no", "yes"))
+
+
+def study_of(dataset, *overrides):
+    seen = []
+    config = load("baseline", [*overrides])
+    return study_separation(dataset, config, lambda done, total: seen.append((done, total))), seen
 
 
 @pytest.fixture(scope="module")
-def study():
-    from nanolm.config import load
-
-    config = load("baseline", ["separation.epochs=600", "separation.l2=0.05"])
-    dataset = load_dataset(config.task)
-    seen = []
-    return study_separation(dataset, config, lambda done, total: seen.append((done, total))), dataset, seen
+def separable():
+    return study_of(made_up(separable=True), "separation.epochs=1500")
 
 
-def test_norm_margin_and_confidence_grow_while_accuracy_stands_still(study):
-    fit = study[0]["fits"][0]
-    late = [epoch >= 30 for epoch in study[0]["epochs"]]
-    curves = {name: np.array(values)[late] for name, values in fit["curves"].items()}
-    assert fit["name"] == "maximum likelihood"
+@pytest.fixture(scope="module")
+def breast_cancer():
+    dataset = load_dataset(load("baseline").task)
+    return study_of(dataset, "separation.epochs=600", "separation.l2=0.05"), dataset
+
+
+def test_separable_data_are_separated_and_followed_well_beyond(separable):
+    found = separable[0]
+    free = found["fits"][0]
+    curves = {name: np.array(values) for name, values in free["curves"].items()}
+    assert free["name"] == "maximum likelihood"
+    assert free["final"]["train_accuracy"] == 1
+    assert 1 < found["separated_at"] < free["epoch"] / 3
+    beyond = np.array(found["epochs"]) >= found["separated_at"]
     for name in ("weight_norm", "margin", "confidence"):
-        assert (np.diff(curves[name]) > 0).all(), name
-    assert (np.diff(curves["train_nll"]) < 0).all()
-    assert np.ptp(curves["accuracy"]) < 0.03
-    assert curves["weight_norm"][-1] > 2 * curves["weight_norm"][0]
+        assert (np.diff(curves[name][beyond]) > 0).all(), name
+    assert curves["weight_norm"][-1] > 2 * curves["weight_norm"][beyond][0]
+    for fit in found["fits"][2:]:
+        assert fit["final"]["weight_norm"] < 0.7 * free["final"]["weight_norm"]
 
 
-def test_l2_smoothing_and_early_stopping_hold_it(study):
-    found = study[0]
+def test_the_lowest_nll_is_the_minimum_up_to_each_fits_own_end(separable):
+    for fit in separable[0]["fits"]:
+        assert fit["lowest"]["nll"] == min(fit["curves"]["nll"])
+        assert fit["lowest"]["epoch"] <= fit["epoch"]
+
+
+def test_data_that_no_plane_separates_come_to_rest_and_the_words_say_so(separable):
+    found, _ = study_of(made_up(separable=False), "separation.epochs=3000")
+    assert found["separated_at"] is None
+    assert found["fits"][0]["final"]["train_accuracy"] < 1
+    assert found["gradient_norm"] < SMALLEST_GRADIENT
+    assert found["fits"][0]["epoch"] < 3000  # it ends there, and so do the others
+    assert {fit["epoch"] for fit in found["fits"][2:]} == {found["epochs"][-1]}
+    norms = found["fits"][0]["curves"]["weight_norm"]
+    assert norms[-1] == pytest.approx(norms[-3], rel=0.01)
+    assert "did not separate" in separation_words({"separation": found})[0]
+    assert "did not separate" not in separation_words({"separation": separable[0]})[0]
+    assert f"epoch {separable[0]['separated_at']:,}" in separation_words({"separation": separable[0]})[0]
+
+
+def test_the_words_follow_the_numbers(separable):
+    found = {**separable[0], "num_scored": 30}
+    free = found["fits"][0]
+    rising = {**free, "final": {**free["final"], "nll": 1.25, "accuracy": 0.9}, "lowest": {"epoch": 40, "nll": 0.125}}
+    words = " ".join(separation_words({"separation": {**found, "fits": [rising, *found["fits"][1:]]}}))
+    assert "lowest, 0.125, at epoch 40 and is 1.25 at the end, where 3 of 30" in words
+    falling = {**free, "final": {**free["final"], "nll": 1e-9}, "lowest": {"epoch": free["epoch"], "nll": 1e-9}}
+    words = " ".join(separation_words({"separation": {**found, "fits": [falling, *found["fits"][1:]]}}))
+    assert "lowest, 1e-09, at the end" in words
+    assert "maximum likelihood has the lowest NLL on held-out examples, 1e-09" in words
+
+
+def test_early_stopping_keeps_what_it_stopped_at(breast_cancer):
+    found = breast_cancer[0][0]
     free, stopped, penalised, smoothed = found["fits"]
     assert [fit["epoch"] for fit in (free, penalised, smoothed)] == [600] * 3
-    for fit in (stopped, penalised, smoothed):
-        assert fit["final"]["weight_norm"] < 0.7 * free["final"]["weight_norm"]
-        assert fit["final"]["margin"] < 0.7 * free["final"]["margin"]
     norms = penalised["curves"]["weight_norm"]
     assert norms[-1] == pytest.approx(norms[-4], rel=0.01)
     assert smoothed["final"]["margin"] < np.log(0.95 / 0.05) * 1.1  # the logit of the largest target
@@ -48,8 +100,8 @@ def test_l2_smoothing_and_early_stopping_hold_it(study):
         assert values[:before] == free["curves"][name][:before]
 
 
-def test_the_penalised_fit_is_scikit_learns(study):
-    found, dataset, _ = study
+def test_the_penalised_fit_is_scikit_learns(breast_cancer):
+    (found, _), dataset = breast_cancer
     from sklearn.model_selection import train_test_split
 
     from nanolm.seeds import derive_seed
@@ -64,8 +116,8 @@ def test_the_penalised_fit_is_scikit_learns(study):
     assert final["train_accuracy"] == pytest.approx(theirs.score(X, y))
 
 
-def test_parts_add_up_and_progress_is_told(study):
-    found, dataset, seen = study
+def test_parts_add_up_and_progress_is_told(breast_cancer):
+    (found, seen), dataset = breast_cancer
     assert found["num_learning"] + found["num_validation"] + found["num_scored"] == len(dataset) == 569
     assert seen == [(done, 1800) for done in range(1, 1801)]
     assert found["epochs"][0] == 1

@@ -10,6 +10,18 @@ import scipy.stats
 from nanolm.first_principles import likelihood
 
 
+def test_the_joint_probability_before_and_after_independence(column, assert_all_hold):
+    step = likelihood.joint_probability()
+    assert_all_hold(step)
+    # 3 red of 7 and 2 blue of 3, in one of the 10 orders of the colours.
+    without = scipy.stats.hypergeom(10, 7, 5).pmf(3) / math.comb(5, 3)
+    with_return = scipy.stats.binom(5, 0.7).pmf(3) / math.comb(5, 3)
+    assert float(column(step, "so far")[-1]) == pytest.approx(without, abs=1e-5)
+    assert float(column(step, "so far, if iid")[-1]) == pytest.approx(with_return, abs=1e-5)
+    assert f"{without:.4f}" in step.about
+    assert len(set(column(step, "p if iid"))) == 2
+
+
 def test_the_product_underflows_where_the_floats_end(column, assert_all_hold):
     step = likelihood.product_to_sum()
     assert_all_hold(step)

@@ -21,11 +21,19 @@ def test_each_token_costs_what_the_model_says_after_those_before(untrained):
     checkpoint = find_checkpoint(untrained)
     model = checkpoint.load_model(torch.device("cpu"))
     ids = [checkpoint.tokenizer.end_of_text_id, *text.encode()]
+    found = []
     for place in range(1, len(ids)):
         with torch.no_grad():
             hidden = model(torch.tensor([ids[:place]]))[0, -1]
             logits = (hidden @ model.head_weight.T).double()
+        found.append(logits.softmax(0))
+        assert scored.entropies[place - 1] == pytest.approx(float(torch.special.entr(found[-1]).sum()), abs=1e-5)
+        best = found[-1].topk(8)
+        assert [p for _, p in scored.likely[place - 1]] == pytest.approx(best.values.tolist(), abs=1e-5)
+        assert scored.likely[place - 1][0][0] == shown(checkpoint.tokenizer.decode_bytes([int(best.indices[0])]))
         assert scored.log_probabilities[place - 1] == pytest.approx(float(logits.log_softmax(0)[ids[place]]), abs=1e-5)
+    widest = max(range(len(found)), key=lambda place: scored.entropies[place])
+    assert scored.most_open == pytest.approx(found[widest].tolist(), abs=1e-5)
     assert scored.tokens[:3] == ["'t'", "'h'", "'e'"]
     assert scored.tokens[-2:] == [r"b'\xc3'", r"b'\xa9'"]
     assert scored.num_bytes == len(text.encode())

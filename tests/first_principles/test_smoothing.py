@@ -5,6 +5,7 @@ import scipy.special
 import scipy.stats
 
 from nanolm.first_principles import smoothing
+from nanolm.first_principles.calibration import draw_halves
 
 
 def test_the_optimum_of_a_smoothed_target(column, assert_all_hold):
@@ -25,39 +26,15 @@ def test_each_curve_is_lowest_at_its_target():
         assert curve.x[int(np.argmin(curve.y))] == pytest.approx(best, abs=0.004)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_doubled_logits_are_right_as_often_and_too_sure(seed, column, assert_all_hold):
-    step = smoothing.too_sure(seed)
-    assert_all_hold(step)
-    truth, doubled, mended = ([float(cell) for cell in row[1:]] for row in step.table[1:])
-    names = list(step.table[0][1:])
-    nll, accuracy, confidence, ece, gap = map(names.index, ("NLL", "accuracy", "confidence", "ECE", "entropy gap"))
-    assert truth[accuracy] == doubled[accuracy]
-    # The sums of an ECE in 15 bins are at least the distance of their totals.
-    assert doubled[ece] >= doubled[confidence] - doubled[accuracy] - 1e-4
-    assert doubled[ece] > 0.15
-    assert doubled[gap] > 0.5
-    assert mended[gap] == 0
-    assert mended[nll] <= truth[nll] + 1e-4 < doubled[nll]
-    assert mended[ece] < 0.02
-
-
-def test_smoothing_makes_too_modest_and_is_inverted(column, assert_all_hold):
+def test_smoothing_makes_underconfident_and_is_inverted(column, assert_all_hold):
     step = smoothing.smoothing_and_calibration(0)
     assert_all_hold(step)
     nll = [float(cell) for cell in column(step, "NLL")]
     assert nll[3] == nll[0] < nll[2] < nll[1]
     assert len(set(column(step, "accuracy"))) == 1
-    p, labels = smoothing._draws(0)
+    confidence, accuracy = (float(column(step, name)[1]) for name in ("confidence", "accuracy"))
+    assert confidence < accuracy
+    p, labels = draw_halves(0)[1]
     of_label = p[np.arange(len(p)), labels].numpy()
     assert nll[0] == pytest.approx(-np.log(of_label).mean(), abs=1e-4)
     assert nll[1] == pytest.approx(-np.log(0.9 * of_label + 0.01).mean(), abs=1e-4)
-
-
-def test_the_draws_follow_their_probabilities():
-    p, labels = smoothing._draws(5)
-    expected = p.sum(dim=0).numpy()
-    observed = np.bincount(labels.numpy(), minlength=10)
-    variance = (p * (1 - p)).sum(dim=0).numpy()
-    assert np.all(np.abs(observed - expected) < 5 * np.sqrt(variance))
-    assert not np.array_equal(labels, smoothing._draws(6)[1])
