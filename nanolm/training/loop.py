@@ -77,18 +77,19 @@ class TrainingLoop:
     def run(
         self,
         tracker: Tracker,
-        evaluate: Callable[[], Evaluation],
+        evaluate: Callable[[bool], Evaluation],
         save_checkpoint: Callable[[], None],
     ) -> Evaluation | None:
         """Train until a limit is reached.
 
         Args:
             tracker: receives one line per step.
-            evaluate: scores val; called every ``eval_every`` steps and at the end.
+            evaluate: scores val; called every ``eval_every`` steps, and with True after the last step.
             save_checkpoint: publishes the state; called every ``checkpoint_every`` steps and at the end.
 
         Returns:
-            The last step's evaluation; None where there was no step left to do.
+            The evaluation after the last step; None where no step was known to be the last one when it ended: there
+            was none left to do, or the time ran out during a later evaluation.
 
         Raises:
             StopRequested: a signal came; the state is that after the last completed step.
@@ -96,7 +97,6 @@ class TrainingLoop:
         """
         state, trainer = self.state, self.config.trainer
         throughput = Throughput()
-        evaluation = None
         started = time.monotonic() - state.seconds
         while state.unlogged or not self.finished:
             if not state.unlogged:
@@ -110,17 +110,20 @@ class TrainingLoop:
                     "train/mfu": tokens_per_second * self._flops_per_token / self._peak_flops,
                 }
                 state.seconds = time.monotonic() - started
-            if self.finished or _is_due(state.step, trainer.eval_every):
-                evaluation = evaluate()
+            last = self.finished  # asked once a step: the clock goes on during an evaluation
+            if last or _is_due(state.step, trainer.eval_every):
+                evaluation = evaluate(last)
                 state.unlogged |= {f"val/{name}": value for name, value in evaluation.metrics().items()}
-            state.seconds = time.monotonic() - started
+                state.seconds = time.monotonic() - started
             tracker.log(state.unlogged | {"train/seconds": state.seconds})
             state.unlogged = {}
-            if self.finished or _is_due(state.step, trainer.checkpoint_every):
+            if last or _is_due(state.step, trainer.checkpoint_every):
                 save_checkpoint()
             else:
                 self.stop.check()
-        return evaluation
+            if last:
+                return evaluation
+        return None
 
     @property
     def finished(self) -> bool:
