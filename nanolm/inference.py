@@ -97,6 +97,8 @@ def sample_checkpoint(config: SampleScriptConfig) -> list[str]:
     """
     checkpoint = find_checkpoint(config.checkpoint)
     if config.prompt == "-":
+        if sys.stdin is None:
+            raise DataError("prompt=-: expected a text on standard input, found it closed")
         try:
             config = replace(config, prompt=sys.stdin.buffer.read().decode("utf-8"))
         except UnicodeDecodeError as error:

@@ -57,6 +57,9 @@ def compare_runs(config: CompareConfig, write_page: WritePage) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out={out}: the folder cannot be made: {error.strerror}") from None
+    name = "comparison" if config.split == "val" else f"comparison-{config.split}"
+    write_atomically(out / f"{name}.csv", csv_text(comparison.panels, config.split))
+    write_page(out / f"{name}.html", comparison)
     console = Console()
     for panel in comparison.panels:
         console.result(panel_text(panel, comparison))
@@ -66,9 +69,6 @@ def compare_runs(config: CompareConfig, write_page: WritePage) -> Path:
     if unfinished:
         listed = "\n  ".join(str(path) for path in unfinished)
         console.note(f"not finished, so left out, {len(unfinished)}:\n  {listed}")
-    name = "comparison" if config.split == "val" else f"comparison-{config.split}"
-    write_atomically(out / f"{name}.csv", csv_text(comparison.panels, config.split))
-    write_page(out / f"{name}.html", comparison)
     console.result(str(out / f"{name}.html"))
     return out / f"{name}.html"
 

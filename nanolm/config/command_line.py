@@ -27,6 +27,7 @@ import nanolm
 from nanolm.config.catalog import SCRIPTS, Script, default_choices, find_configs
 from nanolm.config.compose import compose_prepared, finish, hydra_errors
 from nanolm.config.overrides import prepare
+from nanolm.config.streams import displays, require_output
 from nanolm.config.validation import tilde
 from nanolm.errors import ConfigError, NanolmError
 
@@ -59,26 +60,21 @@ def run(
         summarize: called with the directory of a sweep when all its jobs have had their turn.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with _console():
+    with displays(), _console():
         try:
             config_dir = (config_dir or find_configs(script)).resolve()
             if {"-h", "--help"} & set(given):
                 from nanolm.config.help import page
 
                 print(page(SCRIPTS[script], config_dir))
-                code = 0
-            else:
-                code = _run(SCRIPTS[script], task, given, config_dir, summarize)
-            sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
-            return code
+                require_output()
+                return 0
+            return _run(SCRIPTS[script], task, given, config_dir, summarize)
         except NanolmError as error:
             logger.error("%s", error)
             return error.exit_code
         except KeyboardInterrupt:
             logger.error("interrupted")
-            return 1
-        except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except OSError as error:
             if error.errno not in DISK_ERRORS:
@@ -129,7 +125,10 @@ def _run_once(script: Script, task: Task, overrides: list[str], prepared: list[s
         )
     config = finish(script.name, composition.container)
     if not script.has_run_directory:
-        return task(config) or 0
+        code = task(config) or 0
+        if script.output_is_result:
+            require_output()
+        return code
     if not composition.run_directory or composition.run_directory.startswith("~"):
         found = composition.run_directory
         raise ConfigError(
@@ -302,6 +301,7 @@ def _show(script: Script, flags: list[str], overrides: list[str], config_dir: Pa
             call_hydra(script, lambda _: None, flags, overrides, config_dir)
     except SystemExit as ended:  # Hydra ends with 1 where, for example, a package to show does not exist
         return USER_ERROR if ended.code else 0
+    require_output()
     return 0
 
 

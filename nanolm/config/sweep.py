@@ -19,6 +19,7 @@ from nanolm.config.catalog import SCRIPTS, Script
 from nanolm.config.command_line import Summarize, Task, call_hydra, log_file
 from nanolm.config.compose import compose_prepared, finish, hydra_errors
 from nanolm.config.convert import convert
+from nanolm.config.streams import displays
 from nanolm.errors import ConfigError, NanolmError
 
 STOPPED = 3
@@ -111,9 +112,9 @@ def _job(script: str, task: Task, outcomes: list[str | None], command: str) -> C
         with contextlib.suppress(ValueError):
             directory = directory.relative_to(Path.cwd())
         title = f"{directory}: {' '.join(settings.overrides.task)}"
-        print(f"\njob {settings.job.num}, {title}", flush=True)
         try:
-            with log_file(directory / f"{script}.log"):
+            with displays(), log_file(directory / f"{script}.log"):
+                print(f"\njob {settings.job.num}, {title}", flush=True)
                 with hydra_errors():
                     container = OmegaConf.to_container(composed, resolve=True)
                 config = _grouped(finish(script, container), Path(settings.sweep.dir).name)

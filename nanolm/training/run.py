@@ -162,8 +162,8 @@ class _Run:
             evaluation.write_documents(self.run_dir / "documents-val.npz")
             content = self.content(evaluation) | {"calibration_sizes": by_size}
             diagram = write_report(self.run_dir, content)
-            self.show(content, samples, diagram)
             write_atomically(self.run_dir / EVALUATION, json.dumps(content, indent=2) + "\n")
+            self.show(content, samples, diagram)
         return 0
 
     def evaluate(self, loop: TrainingLoop, last: bool) -> Evaluation:
