@@ -11,7 +11,7 @@ from nanolm.data import PreparedCorpus, open_prepared, prepare
 from nanolm.device import resolve_compute
 from nanolm.errors import ConfigError, DataError
 from nanolm.evaluation import all_extras, calibration_json, evaluate, table, try_fit_on_split
-from nanolm.files import write_atomically
+from nanolm.files import require_writable, write_atomically
 from nanolm.report import write_evaluation_report
 from nanolm.sampling import sample, with_temperature
 from nanolm.tracking import Console
@@ -42,11 +42,7 @@ def evaluate_checkpoint(config: EvaluateScriptConfig) -> Path:
     split = corpus.splits.get(config.split)
     if split is None or split.num_tokens == 0:
         raise DataError(f"split={config.split}: this corpus has no such split; it has {', '.join(corpus.splits)}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out={folder}: the folder cannot be made: {error.strerror}") from None
-
+    require_writable(folder, "out")
     compute = resolve_compute(config.device, config.precision)
     model = checkpoint.load_model(compute.device)
     options = loss_options(checkpoint.config)
@@ -67,10 +63,12 @@ def evaluate_checkpoint(config: EvaluateScriptConfig) -> Path:
         "corpus": corpus.fingerprint,
         "calibration": calibration,
     }
-    evaluation.write_documents(folder / f"documents-{config.split}.npz")
-    write_evaluation_report(folder, checkpoint.path, content)
-    write_atomically(folder / f"evaluation-{config.split}.json", json.dumps(content, indent=2) + "\n")
-    console.table(*table(content))
+    try:
+        evaluation.write_documents(folder / f"documents-{config.split}.npz")
+        write_evaluation_report(folder, checkpoint.path, content)
+        write_atomically(folder / f"evaluation-{config.split}.json", json.dumps(content, indent=2) + "\n")
+    finally:  # a disk that fails now must not take the numbers with it
+        console.table(*table(content))
     console.result(str(folder / f"evaluation-{config.split}.json"))
     return folder
 

@@ -19,7 +19,7 @@ from nanolm.comparison.theory import smoothed_cells
 from nanolm.config.schema import SplitName
 from nanolm.config.schema_compare import CompareConfig
 from nanolm.errors import ConfigError, NanolmError
-from nanolm.files import write_atomically
+from nanolm.files import require_writable, write_atomically
 from nanolm.tracking import Console
 from nanolm.tracking.tables import aligned
 
@@ -53,10 +53,7 @@ def compare_runs(config: CompareConfig, write_page: WritePage) -> Path:
     out = Path(config.out) if config.out else folder
     runs, unfinished = find_runs(folder, config.split)
     comparison = Comparison(folder, config.split, runs, unfinished, make_panels(runs, config.baseline))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out={out}: the folder cannot be made: {error.strerror}") from None
+    require_writable(out, "out")
     name = "comparison" if config.split == "val" else f"comparison-{config.split}"
     write_atomically(out / f"{name}.csv", csv_text(comparison.panels, config.split))
     write_page(out / f"{name}.html", comparison)

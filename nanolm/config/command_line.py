@@ -13,7 +13,6 @@ with a valid checkpoint, 1 anything else.
 
 import argparse
 import contextlib
-import errno
 import itertools
 import logging
 import os
@@ -27,16 +26,26 @@ import nanolm
 from nanolm.config.catalog import SCRIPTS, Script, default_choices, find_configs
 from nanolm.config.compose import compose_prepared, finish, hydra_errors
 from nanolm.config.overrides import prepare
+from nanolm.config.schema import leaves
 from nanolm.config.streams import displays, require_output
 from nanolm.config.validation import tilde
-from nanolm.errors import ConfigError, NanolmError
+from nanolm.errors import ConfigError, NanolmError, out_of_memory
+from nanolm.files import failure, working_directory_exists
 
 Task = Callable[..., int | None]
 Summarize = Callable[[Path], None]
 
 USER_ERROR = ConfigError.exit_code
 UNEXPECTED = "this is not your mistake but one in nanolm, or in what it builds on"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+# What the memory that a script takes grows with.
+MEMORY_KEYS = (
+    "trainer.micro_batch_size",
+    "trainer.sequence_length",
+    "evaluate.batch_size",
+    "max_new_tokens",
+    "task.batch_size",
+    "task.hidden_size",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +71,8 @@ def run(
     given = list(sys.argv[1:] if arguments is None else arguments)
     with displays(), _console():
         try:
+            if not working_directory_exists():
+                raise ConfigError("the working directory was deleted: change to a folder that exists and try again")
             config_dir = (config_dir or find_configs(script)).resolve()
             if {"-h", "--help"} & set(given):
                 from nanolm.config.help import page
@@ -76,16 +87,22 @@ def run(
         except KeyboardInterrupt:
             logger.error("interrupted")
             return 1
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                logger.exception("%s", UNEXPECTED)
+        except Exception as error:
+            if told := refused_by_machine(SCRIPTS[script], error):
+                logger.error("%s", told)
             else:
-                where = error.filename or "a file of this run"
-                logger.error("%s: %s; when the disk works and has room, try again", where, error.strerror)
+                logger.exception("%s", UNEXPECTED)
             return 1
-        except Exception:
-            logger.exception("%s", UNEXPECTED)
-            return 1
+
+
+def refused_by_machine(script: Script, error: Exception) -> str | None:
+    """What to tell of an error that is neither the user's nor ours: one of the system, or no memory; None of others."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return failure(error)
+    if (reason := out_of_memory(error)) is None:
+        return None
+    keys = [name for name, _ in leaves(script.schema) if name in MEMORY_KEYS]
+    return f"out of memory ({reason}); choose a smaller {' or '.join([*keys, 'model'])}, or a machine with more memory"
 
 
 def _run(script: Script, task: Task, given: list[str], config_dir: Path, summarize: Summarize | None) -> int:

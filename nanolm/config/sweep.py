@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanolm.config.catalog import SCRIPTS, Script
-from nanolm.config.command_line import Summarize, Task, call_hydra, log_file
+from nanolm.config.command_line import Summarize, Task, call_hydra, log_file, refused_by_machine
 from nanolm.config.compose import compose_prepared, finish, hydra_errors
 from nanolm.config.convert import convert
 from nanolm.config.streams import displays
@@ -122,8 +122,10 @@ def _job(script: str, task: Task, outcomes: list[str | None], command: str) -> C
         except NanolmError as error:
             reason = str(error)
         except Exception as error:
-            traceback.print_exc()
-            reason = f"{type(error).__name__}: {error}"
+            told = refused_by_machine(SCRIPTS[script], error)
+            if told is None:
+                traceback.print_exc()
+            reason = told or f"{type(error).__name__}: {error}"
         else:
             if code == STOPPED:
                 raise SystemExit(STOPPED)

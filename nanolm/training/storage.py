@@ -5,23 +5,16 @@ type to go on.
 """
 
 import contextlib
-import errno
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from nanolm.errors import CheckpointError, NonFiniteError, StorageError
+from nanolm.files import failure, free_bytes
 from nanolm.training.checkpoint import newest_checkpoint
 from nanolm.training.state import TrainingState
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SMALL_FILES_BYTES = 128 * 1024
 """Configuration, manifest, the histograms of ``train/ece``, and the frames of the two large files."""
-
-
-def free_bytes(folder: Path) -> int:
-    """What an ordinary user may still write there; quotas are not known."""
-    return shutil.disk_usage(folder).free
 
 
 def checkpoint_bytes(state: TrainingState, tokenizer_file: Path) -> int:
@@ -63,13 +56,11 @@ def failures_told(run_dir: Path, command: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ConnectionError, TimeoutError):  # no disk's; a broken pipe is one: whoever read our output has gone
+    except (ConnectionError, TimeoutError):  # no disk's
         raise
     except OSError as error:
-        room = f", with {free_bytes(run_dir):,} bytes free there" if error.errno in NO_ROOM else ""
         raise StorageError(
-            f"{error.filename or run_dir}: could not be written or read: {error.strerror or error}{room}. "
-            f"{last_checkpoint(run_dir)} When the disk works and has room, continue with: {command}"
+            f"{failure(error, run_dir)}. {last_checkpoint(run_dir)} When that is put right, continue with: {command}"
         ) from error
     except NonFiniteError as error:
         raise NonFiniteError(
@@ -81,9 +72,11 @@ def failures_told(run_dir: Path, command: str) -> Iterator[None]:
 
 def last_checkpoint(run_dir: Path) -> str:
     """A sentence about the newest checkpoint that verifies."""
+    if not run_dir.is_dir():
+        return f"{run_dir} is not there."
     try:
         checkpoint = newest_checkpoint(run_dir)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         return str(error)
     if checkpoint is None:
         return "The run has no checkpoint yet."
