@@ -8,11 +8,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from nanolm.errors import CheckpointError, NonFiniteError, StorageError
+from nanolm.errors import CheckpointError, NonFiniteError, OutOfMemoryError, StorageError, out_of_memory
 from nanolm.files import failure, free_bytes
 from nanolm.training.checkpoint import newest_checkpoint
 from nanolm.training.state import TrainingState
 
+OTHER_RUN = "With other values give another hydra.run.dir. The command was:"
 SMALL_FILES_BYTES = 128 * 1024
 """Configuration, manifest, the histograms of ``train/ece``, and the frames of the two large files."""
 
@@ -52,6 +53,7 @@ def failures_told(run_dir: Path, command: str) -> Iterator[None]:
 
     Raises:
         StorageError: in place of an OSError.
+        OutOfMemoryError: in place of an allocation that failed.
         NonFiniteError: as it came, with what a user can do.
     """
     try:
@@ -62,11 +64,20 @@ def failures_told(run_dir: Path, command: str) -> Iterator[None]:
         raise StorageError(
             f"{failure(error, run_dir)}. {last_checkpoint(run_dir)} When that is put right, continue with: {command}"
         ) from error
+    except OutOfMemoryError as error:
+        raise OutOfMemoryError(f"{error} {last_checkpoint(run_dir)} {OTHER_RUN} {command}") from error
+    except (MemoryError, RuntimeError) as error:
+        if (reason := out_of_memory(error)) is None:
+            raise
+        raise OutOfMemoryError(
+            f"out of memory: {reason}. {last_checkpoint(run_dir)} Choose a smaller model, evaluate.batch_size, "
+            f"trainer.micro_batch_size or trainer.sequence_length. {OTHER_RUN} {command}"
+        ) from error
     except NonFiniteError as error:
         raise NonFiniteError(
             f"{error} {last_checkpoint(run_dir)} The same command would meet the same batches again: lower "
-            "optimizer.learning_rate (and optimizer.matrix_learning_rate) or trainer.max_grad_norm, and give another "
-            f"hydra.run.dir. The command was: {command}"
+            "optimizer.learning_rate (and optimizer.matrix_learning_rate) or trainer.max_grad_norm. "
+            f"{OTHER_RUN} {command}"
         ) from error
 
 
