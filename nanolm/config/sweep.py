@@ -21,6 +21,7 @@ from nanolm.config.compose import compose_prepared, finish, hydra_errors
 from nanolm.config.convert import convert
 from nanolm.config.streams import displays
 from nanolm.errors import ConfigError, NanolmError
+from nanolm.files import failure
 
 STOPPED = 3
 
@@ -66,7 +67,7 @@ def run_sweep(
     except JobError as error:  # raised by the sweeper when all jobs have ended, or from another process
         failures = [outcome for outcome in outcomes if outcome] or [str(error)]
     except OSError as error:
-        raise ConfigError(f"hydra.sweep.dir: cannot make or use the folder ({error}); give another") from error
+        raise ConfigError(f"hydra.sweep.dir: cannot make or use the folder ({failure(error)}); give another") from error
     summarized = summarize is None or _summarized(summarize, Path(composition.sweep_directory))
     if failures:
         count = f"{len(failures)} of {len(outcomes)} jobs" if outcomes else "a job (each directory has its log)"

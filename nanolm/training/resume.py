@@ -57,9 +57,9 @@ def is_finished(config: TrainConfig, run_dir: Path) -> bool:
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: not the evaluation of a run; remove it to evaluate the run again") from None
     trainer = config.trainer
-    limits = ["trainer.max_steps"] if trainer.max_steps and step >= trainer.max_steps else []
-    if trainer.max_seconds and _seconds(run_dir) >= trainer.max_seconds:
-        limits.append("trainer.max_seconds")
+    limits = [f"trainer.max_steps above {step:,}"] if trainer.max_steps and step >= trainer.max_steps else []
+    if trainer.max_seconds and (seconds := _seconds(run_dir)) >= trainer.max_seconds:
+        limits.append(f"trainer.max_seconds above {seconds:,.1f}")
     if not limits:
         return False
     console = Console()
@@ -70,7 +70,7 @@ def is_finished(config: TrainConfig, run_dir: Path) -> bool:
 
 
 def _seconds(run_dir: Path) -> float:
-    """The seconds of training when the last step ended, over all starts."""
+    """The seconds of training up to its last step, over all starts, that step's evaluation included."""
     lines = read_metrics(run_dir / "metrics.jsonl")
     seconds = lines[-1].get("train/seconds") if lines else None
     if not isinstance(seconds, int | float):

@@ -362,7 +362,8 @@ def test_a_run_is_made_longer_by_raising_the_limit_that_ended_it(tiny, tmp_path,
         assert run(config, tmp_path / "run") == 0
         told = capsys.readouterr().err
         assert "nothing to do" in told
-        assert f"raise {advice};" in told
+        assert f"raise {advice} above " in told
+        assert told.count("trainer.") == 1
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler here")
