@@ -15,6 +15,16 @@ def visible(text: str) -> str:
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+# What torch says in a RuntimeError, on the CPU and on CUDA; OutOfMemoryError of torch is one of them.
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What an allocation that failed said of itself, in one line; None for any other error."""
+    is_one = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)))
+    return (str(error).strip() or "no memory is left").splitlines()[0][:300] if is_one else None
+
+
 class NanolmError(Exception):
     """Anything nanolm tells its user in words instead of a traceback."""
 
@@ -44,6 +54,10 @@ class CheckpointError(NanolmError):
 
 class StorageError(NanolmError):
     """The disk is full or fails, or has no room for what a run must write: nothing that is wrong with the input."""
+
+
+class OutOfMemoryError(NanolmError):
+    """The memory of the machine or of the GPU has no room for what was asked for."""
 
 
 class NonFiniteError(NanolmError):

@@ -9,23 +9,78 @@ moment was the last one.
 """
 
 import contextlib
+import errno
 import fcntl
+import functools
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nanolm.errors import NanolmError
+from nanolm.errors import ConfigError, NanolmError
 
 TEMPORARY_SUFFIX = ".tmp"
 ASIDE_SUFFIX = ".old"
 MAX_NESTING = 64
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What a file system answers that has no locks, or that does not sync folders: some network and shared folders."""
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
+
+
+def free_bytes(folder: Path) -> int:
+    """What an ordinary user may still write there; quotas are not known."""
+    return shutil.disk_usage(folder).free
+
+
+def failure(error: OSError, place: Path | None = None) -> str:
+    """Why the system refused something: the file (or the place, where the error names none) and the real cause."""
+    named = error.filename if isinstance(error.filename, str | Path) else place
+    cause = error.strerror or str(error)
+    if error.errno in NO_ROOM and (folder := Path(place or named or "")).exists():
+        cause += f", with {free_bytes(folder):,} bytes free there"
+    if error.errno == errno.ENOENT and not working_directory_exists():
+        cause = "the working directory was deleted; change to a folder that exists"
+    return f"{named}: {cause}" if named else cause
+
+
+def working_directory_exists() -> bool:
+    """Whether relative paths mean anything; a terminal may stand in a folder that was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Make a folder for results, and find out before the work whether a file can be written there.
+
+    Raises:
+        ConfigError: it cannot; the message names the ``key`` that gives another folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: the results cannot be written there: {error.strerror}; give another folder as {key}=PATH"
+        ) from None
 
 
 def sha256_of(path: Path) -> str:
@@ -54,11 +109,24 @@ def parse_json(data: bytes) -> Any:
     raise ValueError(f"nested deeper than {MAX_NESTING} levels")
 
 
-def sync_directory(path: Path) -> None:
-    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+def sync(descriptor: int) -> None:
+    """Flush an open file or folder to the disk, as far as its file system can."""
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _warn_once(
+            f"this file system does not sync files or folders on demand ({error.strerror}); the run goes on, but a "
+            "power cut may lose what was published last"
+        )
+
+
+def sync_path(path: Path) -> None:
+    """Flush a file, or the entries of a folder, so that a rename in it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        sync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -74,12 +142,12 @@ def write_atomically(path: Path, data: str | bytes) -> None:
         with open(temporary, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    sync_path(path.parent)
 
 
 @contextlib.contextmanager
@@ -93,12 +161,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")):
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        sync_directory(temporary)
+            sync_path(file)
+        sync_path(temporary)
         if path.exists():
             aside = _temporary_beside(path, ASIDE_SUFFIX)
             os.rename(path, aside)
@@ -113,7 +177,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    sync_directory(path.parent)
+    sync_path(path.parent)
 
 
 def remove_directory(path: Path) -> None:
@@ -191,7 +255,8 @@ def why_no_file(path: Path) -> str | None:
 def lock(path: Path, error: type[NanolmError], purpose: str) -> Iterator[None]:
     """Hold the lock file ``path`` while the block runs; the kernel lets go of it when the process dies.
 
-    A lock file that nobody holds is stale and is simply taken over.
+    A lock file that nobody holds is stale and is simply taken over. Where the file system has no locks, a warning says
+    so once and the block runs without.
 
     Raises:
         error: another process holds it; the message names that process and the ``purpose`` of the lock.
@@ -206,6 +271,13 @@ def lock(path: Path, error: type[NanolmError], purpose: str) -> Iterator[None]:
                 f"{path.parent}: another process is {purpose} here ({_describe_owner(file.read())}). "
                 "Wait for it to end, or stop it, or choose another folder."
             ) from None
+        except OSError as failed:
+            if failed.errno not in UNSUPPORTED:
+                raise OSError(failed.errno, failed.strerror, str(path)) from None
+            _warn_once(
+                f"this file system has no locks ({failed.strerror}); the run goes on, but a second one in the same "
+                "folder would not be noticed: start none"
+            )
         file.truncate(0)
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         file.write(json.dumps(owner))

@@ -13,7 +13,7 @@ from nanolm.data.splits import ALL
 from nanolm.device import resolve_compute
 from nanolm.errors import ConfigError, DataError
 from nanolm.evaluation import all_extras, calibration_json, evaluate, table, try_fit_on_split
-from nanolm.files import write_atomically
+from nanolm.files import require_writable, write_atomically
 from nanolm.report import write_evaluation_report
 from nanolm.sampling import sample, why_empty, with_temperature
 from nanolm.tracking import Console
@@ -54,11 +54,7 @@ def evaluate_checkpoint(config: EvaluateScriptConfig) -> Path:
         f"split={name}: {split.num_tokens:,} of {num_tokens:,} tokens are scored, in {split.num_documents:,} of "
         f"{sum(num_documents):,} {units}" + ("" if name == ALL else f"; split={ALL} scores the whole text")
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out={folder}: the folder cannot be made: {error.strerror}") from None
-
+    require_writable(folder, "out")
     compute = resolve_compute(config.device, config.precision)
     model = checkpoint.load_model(compute.device)
     options = loss_options(checkpoint.config)
@@ -81,10 +77,12 @@ def evaluate_checkpoint(config: EvaluateScriptConfig) -> Path:
         "corpus": scored.fingerprint,
         "calibration": calibration,
     }
-    evaluation.write_documents(folder / f"documents-{name}.npz")
-    write_evaluation_report(folder, checkpoint.path, content)
-    write_atomically(folder / f"evaluation-{name}.json", json.dumps(content, indent=2) + "\n")
-    console.table(*table(content))
+    try:
+        evaluation.write_documents(folder / f"documents-{name}.npz")
+        write_evaluation_report(folder, checkpoint.path, content)
+        write_atomically(folder / f"evaluation-{name}.json", json.dumps(content, indent=2) + "\n")
+    finally:  # a disk that fails now must not take the numbers with it
+        console.table(*table(content))
     console.result(str(folder / f"evaluation-{name}.json"))
     return folder
 
@@ -135,6 +133,8 @@ def sample_checkpoint(config: SampleScriptConfig) -> list[str]:
     """
     checkpoint = find_checkpoint(config.checkpoint)
     if config.prompt == "-":
+        if sys.stdin is None:
+            raise DataError("prompt=-: expected a text on standard input, found it closed")
         try:
             config = replace(config, prompt=sys.stdin.buffer.read().decode("utf-8"))
         except UnicodeDecodeError as error:

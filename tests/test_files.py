@@ -1,6 +1,8 @@
 import contextlib
+import errno
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from nanolm.errors import ConfigError, DataError
 from nanolm.files import (
     atomic_directory,
     check_file_table,
+    failure,
     file_table,
     lock,
     sha256_of,
@@ -128,3 +131,68 @@ def test_a_damaged_file_table_is_an_error(tmp_path, table):
     (tmp_path / "a").write_bytes(b"a")
     with pytest.raises(DataError, match="expected"):
         check_file_table(tmp_path, table, DataError)
+
+
+ON_A_FOLDER_ONLY = """
+import errno, os, stat
+sync = os.fsync
+def fsync(descriptor):
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        raise OSError(ERROR, os.strerror(ERROR))
+    sync(descriptor)
+os.fsync = fsync
+"""
+NO_LOCKS = """
+import errno, fcntl, os
+def flock(file, how):
+    raise OSError(ERROR, os.strerror(ERROR))
+fcntl.flock = flock
+"""
+USE = """
+import logging, sys
+from pathlib import Path
+from nanolm.errors import ConfigError
+from nanolm.files import atomic_directory, lock, write_atomically
+logging.basicConfig(format="%(levelname)s %(message)s")
+folder = Path(sys.argv[1])
+for name in ("one", "two"):
+    with lock(folder / name / ".lock", ConfigError, "testing"), atomic_directory(folder / name / "folder") as made:
+        write_atomically(made / "file", "text")
+"""
+
+
+@pytest.mark.parametrize("error", ["ENOSYS", "ENOLCK", "EINVAL", "ENOTSUP", "EOPNOTSUPP"])
+@pytest.mark.parametrize(("system", "word"), [(ON_A_FOLDER_ONLY, "sync"), (NO_LOCKS, "locks")], ids=["sync", "flock"])
+def test_a_file_system_without_a_call_is_a_warning_once(tmp_path, error, system, word):
+    """What vboxsf, sshfs and Lustre answer; the answer is injected, below everything of ours."""
+    source = system.replace("ERROR", f"errno.{error}") + USE
+    done = subprocess.run([sys.executable, "-c", source, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (told,) = done.stderr.splitlines()
+    assert told.startswith("WARNING")
+    assert word in told
+    assert os.strerror(getattr(errno, error)) in told
+    assert [(tmp_path / name / "folder/file").read_text() for name in ("one", "two")] == ["text"] * 2
+
+
+@pytest.mark.parametrize("system", [ON_A_FOLDER_ONLY, NO_LOCKS], ids=["sync", "flock"])
+def test_a_file_system_that_fails_is_an_error(tmp_path, system):
+    source = system.replace("ERROR", "errno.EIO") + USE
+    done = subprocess.run([sys.executable, "-c", source, str(tmp_path)], capture_output=True, text=True)
+    assert "OSError: [Errno 5]" in done.stderr
+
+
+def test_a_failure_names_the_file_the_cause_and_the_room_where_it_counts(tmp_path, monkeypatch):
+    def told(number, filename=None, place=None):
+        return failure(OSError(number, os.strerror(number), filename), place)
+
+    assert told(errno.EACCES, "a/b") == "a/b: Permission denied"
+    assert told(errno.EMFILE, None, tmp_path) == f"{tmp_path}: Too many open files"
+    assert told(errno.EMFILE) == "Too many open files"
+    assert re.fullmatch(rf"{tmp_path}: No space left on device, with [\d,]+ bytes free there", told(28, None, tmp_path))
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    assert told(errno.ENOENT, "a/b") == "a/b: No such file or directory"
+    gone.rmdir()
+    assert told(errno.ENOENT, "a/b").startswith("a/b: the working directory was deleted")

@@ -1,5 +1,6 @@
 """The scripts as their users call them: in a process of their own, by their output and exit code."""
 
+import errno
 import json
 import os
 import signal
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.faults.runs import run_script
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -274,6 +277,37 @@ def test_a_split_or_temperature_that_is_not_there(trained):
     code, _, err = call("evaluate", f"checkpoint={run_dir}", "evaluate.stride=17", cwd=folder)
     assert code == 2
     assert "evaluate.stride" in err
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(trained, monkeypatch, capfd):
+    """The kernel's own refusal: /proc takes no file from anybody."""
+    folder, run_dir, *_ = trained
+
+    def score(*_):
+        raise AssertionError("nothing may be scored before")
+
+    monkeypatch.chdir(folder)  # where the run has its corpus
+    monkeypatch.setattr("nanolm.inference.evaluate", score)
+    for script, arguments in (("evaluate", [f"checkpoint={run_dir}"]), ("compare", [f"runs={run_dir}"])):
+        assert run_script(script, [*arguments, "out=/proc/self/fd"]) == 2
+        told = capfd.readouterr()
+        assert "/proc/self/fd" in told.err
+        assert "out=PATH" in told.err
+        assert told.out == ""
+
+
+def test_a_disk_that_fails_at_the_end_of_an_evaluation_does_not_take_its_numbers(trained, monkeypatch, capfd):
+    folder, run_dir, *_ = trained
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("nanolm.inference.write_atomically", fail)
+    assert run_script("evaluate", [f"checkpoint={run_dir}", "out=failed"]) == 1
+    shown = capfd.readouterr()
+    assert "bits_per_byte" in shown.out
+    assert "Input/output error" in shown.err
 
 
 def test_results_are_never_written_into_a_checkpoint(trained):

@@ -71,8 +71,8 @@ def run_baseline(config: BaselineConfig, run_dir: Path, command: str, write_repo
             measured.write_documents(run_dir / "documents-val.npz")
             _write_train(validation.measure("train"), run_dir, content)
             diagram = write_report(run_dir, content)
-            _show(tracker, run_dir, content, diagram)
             write_atomically(run_dir / EVALUATION, json.dumps(content, indent=2) + "\n")
+            _show(tracker, run_dir, content, diagram)
         console.result(str(run_dir))
     return 0
 

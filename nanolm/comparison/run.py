@@ -21,7 +21,7 @@ from nanolm.comparison.theory import smoothed_cells
 from nanolm.config.schema import ScoredSplit
 from nanolm.config.schema_compare import CompareConfig
 from nanolm.errors import ConfigError, NanolmError
-from nanolm.files import write_atomically
+from nanolm.files import require_writable, write_atomically
 from nanolm.tracking import Console
 from nanolm.tracking.tables import aligned
 
@@ -58,10 +58,10 @@ def compare_runs(config: CompareConfig, write_page: WritePage) -> Path:
     runs, unfinished = find_runs(folder, config.split)
     panels = make_panels(runs, config.baseline)
     comparison = Comparison(folder, config.split, runs, unfinished, panels, config.margin)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out={out}: the folder cannot be made: {error.strerror}") from None
+    require_writable(out, "out")
+    name = "comparison" if config.split == "val" else f"comparison-{config.split}"
+    write_atomically(out / f"{name}.csv", csv_text(panels, config.split, config.margin))
+    write_page(out / f"{name}.html", comparison)
     console = Console()
     for panel in comparison.panels:
         console.result(panel_text(panel, comparison))
@@ -71,9 +71,6 @@ def compare_runs(config: CompareConfig, write_page: WritePage) -> Path:
     if unfinished:
         listed = "\n  ".join(str(path) for path in unfinished)
         console.note(f"not finished, so left out, {len(unfinished)}:\n  {listed}")
-    name = "comparison" if config.split == "val" else f"comparison-{config.split}"
-    write_atomically(out / f"{name}.csv", csv_text(panels, config.split, config.margin))
-    write_page(out / f"{name}.html", comparison)
     console.result(str(out / f"{name}.html"))
     return out / f"{name}.html"
 

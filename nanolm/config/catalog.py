@@ -24,6 +24,7 @@ class Script:
         purpose: what it does and what it leaves, for its help page.
         examples: pairs of arguments and what they are for.
         has_run_directory: whether it makes ``hydra.run.dir`` and works in it.
+        output_is_result: whether all that it leaves is what it prints.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Script:
     purpose: str
     examples: tuple[tuple[str, str], ...]
     has_run_directory: bool = False
+    output_is_result: bool = False
 
 
 SCRIPTS = {
@@ -99,6 +101,7 @@ SCRIPTS = {
                 ("checkpoint=RUN prompt=- < prompt.txt", "a prompt from standard input"),
                 ("checkpoint=RUN temperature=fitted num_samples=3 seed=7", "at the temperature fitted for calibration"),
             ),
+            output_is_result=True,
         ),
         Script(
             "first_principles",

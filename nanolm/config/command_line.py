@@ -13,7 +13,6 @@ with a valid checkpoint, 1 anything else.
 
 import argparse
 import contextlib
-import errno
 import itertools
 import logging
 import os
@@ -27,15 +26,26 @@ import nanolm
 from nanolm.config.catalog import SCRIPTS, Script, default_choices, find_configs
 from nanolm.config.compose import compose_prepared, finish, hydra_errors
 from nanolm.config.overrides import prepare
+from nanolm.config.schema import leaves
+from nanolm.config.streams import displays, require_output
 from nanolm.config.validation import tilde
-from nanolm.errors import ConfigError, NanolmError
+from nanolm.errors import ConfigError, NanolmError, out_of_memory
+from nanolm.files import failure, working_directory_exists
 
 Task = Callable[..., int | None]
 Summarize = Callable[[Path], None]
 
 USER_ERROR = ConfigError.exit_code
 UNEXPECTED = "this is not your mistake but one in nanolm, or in what it builds on"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+# What the memory that a script takes grows with.
+MEMORY_KEYS = (
+    "trainer.micro_batch_size",
+    "trainer.sequence_length",
+    "evaluate.batch_size",
+    "max_new_tokens",
+    "task.batch_size",
+    "task.hidden_size",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -59,37 +69,40 @@ def run(
         summarize: called with the directory of a sweep when all its jobs have had their turn.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with _console():
+    with displays(), _console():
         try:
+            if not working_directory_exists():
+                raise ConfigError("the working directory was deleted: change to a folder that exists and try again")
             config_dir = (config_dir or find_configs(script)).resolve()
             if {"-h", "--help"} & set(given):
                 from nanolm.config.help import page
 
                 print(page(SCRIPTS[script], config_dir))
-                code = 0
-            else:
-                code = _run(SCRIPTS[script], task, given, config_dir, summarize)
-            sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
-            return code
+                require_output()
+                return 0
+            return _run(SCRIPTS[script], task, given, config_dir, summarize)
         except NanolmError as error:
             logger.error("%s", error)
             return error.exit_code
         except KeyboardInterrupt:
             logger.error("interrupted")
             return 1
-        except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                logger.exception("%s", UNEXPECTED)
+        except Exception as error:
+            if told := refused_by_machine(SCRIPTS[script], error):
+                logger.error("%s", told)
             else:
-                where = error.filename or "a file of this run"
-                logger.error("%s: %s; when the disk works and has room, try again", where, error.strerror)
+                logger.exception("%s", UNEXPECTED)
             return 1
-        except Exception:
-            logger.exception("%s", UNEXPECTED)
-            return 1
+
+
+def refused_by_machine(script: Script, error: Exception) -> str | None:
+    """What to tell of an error that is neither the user's nor ours: one of the system, or no memory; None of others."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return failure(error)
+    if (reason := out_of_memory(error)) is None:
+        return None
+    keys = [name for name, _ in leaves(script.schema) if name in MEMORY_KEYS]
+    return f"out of memory ({reason}); choose a smaller {' or '.join([*keys, 'model'])}, or a machine with more memory"
 
 
 def _run(script: Script, task: Task, given: list[str], config_dir: Path, summarize: Summarize | None) -> int:
@@ -131,7 +144,10 @@ def _run_once(script: Script, task: Task, overrides: list[str], prepared: list[s
         )
     config = finish(script.name, composition.container)
     if not script.has_run_directory:
-        return task(config) or 0
+        code = task(config) or 0
+        if script.output_is_result:
+            require_output()
+        return code
     if not composition.run_directory or composition.run_directory.startswith("~"):
         found = composition.run_directory
         raise ConfigError(
@@ -314,6 +330,7 @@ def _show(script: Script, flags: list[str], overrides: list[str], config_dir: Pa
             call_hydra(script, lambda _: None, flags, overrides, config_dir)
     except SystemExit as ended:  # Hydra ends with 1 where, for example, a package to show does not exist
         return USER_ERROR if ended.code else 0
+    require_output()
     return 0
 
 

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from nanolm.config.catalog import SCRIPTS, Script
-from nanolm.config.command_line import Summarize, Task, call_hydra, log_file
+from nanolm.config.command_line import Summarize, Task, call_hydra, log_file, refused_by_machine
 from nanolm.config.compose import compose_prepared, finish, hydra_errors
 from nanolm.config.convert import convert
+from nanolm.config.streams import displays
 from nanolm.errors import ConfigError, NanolmError
+from nanolm.files import failure
 
 STOPPED = 3
 
@@ -65,7 +67,7 @@ def run_sweep(
     except JobError as error:  # raised by the sweeper when all jobs have ended, or from another process
         failures = [outcome for outcome in outcomes if outcome] or [str(error)]
     except OSError as error:
-        raise ConfigError(f"hydra.sweep.dir: cannot make or use the folder ({error}); give another") from error
+        raise ConfigError(f"hydra.sweep.dir: cannot make or use the folder ({failure(error)}); give another") from error
     summarized = summarize is None or _summarized(summarize, Path(composition.sweep_directory))
     if failures:
         count = f"{len(failures)} of {len(outcomes)} jobs" if outcomes else "a job (each directory has its log)"
@@ -111,9 +113,9 @@ def _job(script: str, task: Task, outcomes: list[str | None], command: str) -> C
         with contextlib.suppress(ValueError):
             directory = directory.relative_to(Path.cwd())
         title = f"{directory}: {' '.join(settings.overrides.task)}"
-        print(f"\njob {settings.job.num}, {title}", flush=True)
         try:
-            with log_file(directory / f"{script}.log"):
+            with displays(), log_file(directory / f"{script}.log"):
+                print(f"\njob {settings.job.num}, {title}", flush=True)
                 with hydra_errors():
                     container = OmegaConf.to_container(composed, resolve=True)
                 config = _grouped(finish(script, container), Path(settings.sweep.dir).name)
@@ -121,8 +123,10 @@ def _job(script: str, task: Task, outcomes: list[str | None], command: str) -> C
         except NanolmError as error:
             reason = str(error)
         except Exception as error:
-            traceback.print_exc()
-            reason = f"{type(error).__name__}: {error}"
+            told = refused_by_machine(SCRIPTS[script], error)
+            if told is None:
+                traceback.print_exc()
+            reason = told or f"{type(error).__name__}: {error}"
         else:
             if code == STOPPED:
                 raise SystemExit(STOPPED)

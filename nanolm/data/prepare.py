@@ -34,7 +34,7 @@ from nanolm.data.shards import SplitWriter
 from nanolm.data.splits import ALL, SPLITS, split_documents, undivided
 from nanolm.data.tokenizer import Tokenizer, UnknownCharacter, train_tokenizer
 from nanolm.errors import DataError
-from nanolm.files import atomic_directory, file_table, lock
+from nanolm.files import NO_ROOM, atomic_directory, failure, file_table, lock
 
 BATCH_CHARACTERS = 1 << 20
 BATCHES_IN_FLIGHT = 3
@@ -93,8 +93,10 @@ def prepare(
                 with atomic_directory(folder) as temporary:
                     _write_corpus(temporary, corpus, data, settings, tokenizer, progress)
     except OSError as error:
+        advice = "free space there" if error.errno in NO_ROOM else "put that right"
         raise DataError(
-            f"{folder}: cannot be written: {error.strerror or error}; free space there, or choose another data.root"
+            f"{failure(error, folder.parent)}: the corpus cannot be tokenized into {folder}; {advice}, or choose "
+            "another data.root"
         ) from error
     return folder
 

@@ -41,7 +41,8 @@ class Console:
     """Progress of the training steps and of other long work, notes, and results.
 
     A display that breaks (a closed terminal, a full log partition) goes silent; it never stops the work.
-    Results are what the user asked for, so there an error is an error.
+    Results are what the user asked for, so there an error is an error; the scripts print on streams that have none
+    (``nanolm.config.streams``), when all files are written.
     """
 
     def __init__(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nanolm.errors import DataError
+from nanolm.files import sync
 
 Scalar = int | float | str | bool | None
 Line = dict[str, Scalar]
@@ -108,7 +109,7 @@ class MetricsFile:
     def sync(self) -> None:
         """Have the disk hold every line written so far; called before a checkpoint is published."""
         assert self._file is not None, "the metrics file is closed"
-        os.fsync(self._file.fileno())
+        sync(self._file.fileno())
 
     def close(self) -> None:
         """Sync and close; a second call does nothing."""

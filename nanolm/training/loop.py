@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -16,12 +17,13 @@ from nanolm.calibration import confidence_histogram
 from nanolm.config.schema import TrainConfig, TrainerConfig
 from nanolm.data import Loader
 from nanolm.device import Compute
-from nanolm.errors import ConfigError, NonFiniteError
+from nanolm.errors import ConfigError, NonFiniteError, out_of_memory
 from nanolm.evaluation import Evaluation
 from nanolm.loss import LossOptions, NLLResult
 from nanolm.optim import learning_rate_factor
 from nanolm.seeds import derive_seed
 from nanolm.tracking import Scalar, Throughput, Tracker
+from nanolm.training.memory import activation_bytes, free_memory, too_large
 from nanolm.training.state import TrainingState
 from nanolm.training.stop import StopSignal
 
@@ -77,31 +79,34 @@ class TrainingLoop:
     def run(
         self,
         tracker: Tracker,
-        evaluate: Callable[[], Evaluation],
+        evaluate: Callable[[bool], Evaluation],
         save_checkpoint: Callable[[], None],
     ) -> Evaluation | None:
         """Train until a limit is reached.
 
         Args:
             tracker: receives one line per step.
-            evaluate: scores val; called every ``eval_every`` steps and at the end.
+            evaluate: scores val; called every ``eval_every`` steps, and with True after the last step.
             save_checkpoint: publishes the state; called every ``checkpoint_every`` steps and at the end.
 
         Returns:
-            The last step's evaluation; None where there was no step left to do.
+            The evaluation after the last step; None where no step was known to be the last one when it ended: there
+            was none left to do, or the time ran out during a later evaluation.
 
         Raises:
             StopRequested: a signal came; the state is that after the last completed step.
             NonFiniteError: the gradient was not finite for too many steps in a row.
+            OutOfMemoryError: a micro-batch does not fit in memory.
         """
         state, trainer = self.state, self.config.trainer
+        if not self.finished:
+            self._require_memory()
         throughput = Throughput()
-        evaluation = None
         started = time.monotonic() - state.seconds
         while state.unlogged or not self.finished:
             if not state.unlogged:
                 tokens, began = state.tokens, time.monotonic()
-                line = self.step()
+                line = self._step_in_memory()
                 if state.skipped_in_a_row:
                     tracker.note(f"warning: {self._skipped()}")
                 tokens_per_second = throughput.add(state.tokens - tokens, time.monotonic() - began)
@@ -110,17 +115,20 @@ class TrainingLoop:
                     "train/mfu": self._mfu(tokens_per_second, tracker),
                 }
                 state.seconds = time.monotonic() - started
-            if self.finished or _is_due(state.step, trainer.eval_every):
-                evaluation = evaluate()
+            last = self.finished  # asked once a step: the clock goes on during an evaluation
+            if last or _is_due(state.step, trainer.eval_every):
+                evaluation = evaluate(last)
                 state.unlogged |= {f"val/{name}": value for name, value in evaluation.metrics().items()}
-            state.seconds = time.monotonic() - started
+                state.seconds = time.monotonic() - started
             tracker.log(state.unlogged | {"train/seconds": state.seconds})
             state.unlogged = {}
-            if self.finished or _is_due(state.step, trainer.checkpoint_every):
+            if last or _is_due(state.step, trainer.checkpoint_every):
                 save_checkpoint()
             else:
                 self.stop.check()
-        return evaluation
+            if last:
+                return evaluation
+        return None
 
     @property
     def finished(self) -> bool:
@@ -194,8 +202,48 @@ class TrainingLoop:
 
     def _forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> NLLResult:
         inputs, targets = (tokens.to(self.compute.device, non_blocking=True) for tokens in (inputs, targets))
+        return self._score(self.forward, inputs, targets)
+
+    def _score(
+        self, model: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, targets: torch.Tensor
+    ) -> NLLResult:
         with self.compute.autocast():
-            return self.objective(inputs, self.forward(inputs), self.state.model.head_weight, targets)
+            return self.objective(inputs, model(inputs), self.state.model.head_weight, targets)
+
+    def _require_memory(self) -> None:
+        """Refuse what the memory of a CPU cannot hold: there the system would kill the run without a word.
+
+        The need without compiling is known to be at least this; a GPU says so itself when its memory is full.
+        """
+        if self.compute.device.type != "cpu" or self.forward is not self.state.model:
+            return
+        trainer, per_token, free = self.config.trainer, self._bytes_per_token(), free_memory(self.compute.device)
+        needed = per_token * (trainer.micro_batch_size or trainer.batch_size) * trainer.sequence_length
+        if needed > free:
+            reason = f"its activations take {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free"
+            raise too_large(trainer, per_token, free, reason)
+
+    def _step_in_memory(self) -> dict[str, Scalar]:
+        """``step``, with an estimate of what would fit where its batch does not."""
+        try:
+            return self.step()
+        except (MemoryError, RuntimeError) as error:
+            if (reason := out_of_memory(error)) is None:
+                raise
+        # Outside of the handler, whose traceback holds the tensors of the step.
+        self.state.optimizers.zero_grad()
+        gradients = sum(parameter.numel() * parameter.element_size() for parameter in self.state.model.parameters())
+        moments = 0 if self.state.step else self.state.optimizers.num_moment_bytes()
+        free = max(0.0, free_memory(self.compute.device) - gradients - moments)
+        raise too_large(self.config.trainer, self._bytes_per_token(), free, reason)
+
+    def _bytes_per_token(self) -> float:
+        try:
+            return activation_bytes(partial(self._score, self.state.model), self.state.model, self.loader)
+        except (MemoryError, RuntimeError) as error:
+            if out_of_memory(error) is None:
+                raise
+            return math.inf
 
     def _skip(self) -> None:
         """Count the step under way, number ``state.step + 1``, as skipped; too many in a row end the run."""

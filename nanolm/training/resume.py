@@ -12,13 +12,12 @@ from nanolm.config import differences, from_yaml
 from nanolm.config.schema import TrainConfig
 from nanolm.data import PreparedCorpus
 from nanolm.device import Compute
-from nanolm.errors import CheckpointError, ConfigError
+from nanolm.errors import CheckpointError, ConfigError, DataError
 from nanolm.files import parse_json
 from nanolm.model import GPT
 from nanolm.optim import build_optimizer
-from nanolm.tracking import Console
+from nanolm.tracking import Console, read_metrics
 from nanolm.training.checkpoint import EVALUATION, Checkpoint
-from nanolm.training.loop import run_progress
 from nanolm.training.objective import Likelihood, check_same_teacher
 from nanolm.training.state import TrainingState
 
@@ -46,6 +45,7 @@ def is_finished(config: TrainConfig, run_dir: Path) -> bool:
 
     Raises:
         CheckpointError: ``evaluation.json`` is not what a run writes.
+        DataError: nor is ``metrics.jsonl``, which tells the seconds of a run with a limit in seconds.
     """
     path = run_dir / EVALUATION
     if not path.exists():
@@ -56,14 +56,26 @@ def is_finished(config: TrainConfig, run_dir: Path) -> bool:
             raise ValueError(step)
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: not the evaluation of a run; remove it to evaluate the run again") from None
-    by_time = config.trainer.max_seconds is not None
-    if not by_time and run_progress(config.trainer, step, 0.0) < 1:
+    trainer = config.trainer
+    limits = [f"trainer.max_steps above {step:,}"] if trainer.max_steps and step >= trainer.max_steps else []
+    if trainer.max_seconds and (seconds := _seconds(run_dir)) >= trainer.max_seconds:
+        limits.append(f"trainer.max_seconds above {seconds:,.1f}")
+    if not limits:
         return False
     console = Console()
     console.note(f"{run_dir}: this run is finished ({step:,} steps, {EVALUATION} is there), so there is nothing to do.")
-    console.note("For a longer one raise trainer.max_steps; for a new one give another hydra.run.dir, or none.")
+    console.note(f"For a longer one raise {' and '.join(limits)}; for a new one give another hydra.run.dir, or none.")
     console.result(str(run_dir))
     return True
+
+
+def _seconds(run_dir: Path) -> float:
+    """The seconds of training up to its last step, over all starts, that step's evaluation included."""
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    seconds = lines[-1].get("train/seconds") if lines else None
+    if not isinstance(seconds, int | float):
+        raise DataError(f"{run_dir}/metrics.jsonl: expected train/seconds in its last line, found {seconds!r:.60}")
+    return float(seconds)
 
 
 def check_same_run(config: TrainConfig, run_dir: Path) -> None:

@@ -146,9 +146,9 @@ class _Run:
         """Run the loop, then leave what a finished run holds; ``evaluation.json`` is the last file."""
         with loop.stop:
             try:
-                evaluation = loop.run(self.tracker, lambda: self.evaluate(loop), self.publish_checkpoint)
-                if evaluation is None:  # the steps were all done before; what follows them was not
-                    evaluation = self.evaluate(loop)
+                evaluation = loop.run(self.tracker, lambda last: self.evaluate(loop, last), self.publish_checkpoint)
+                if evaluation is None:  # the steps are all done; what follows them is not
+                    evaluation = self.evaluate(loop, last=True)
                     self.publish_checkpoint()
                 self.score_further_splits(loop, write_split_report)
                 by_size = self.fit_by_size(loop)
@@ -164,14 +164,14 @@ class _Run:
             evaluation.write_documents(self.run_dir / "documents-val.npz")
             content = self.content(evaluation) | {"calibration_sizes": by_size}
             diagram = write_report(self.run_dir, content)
-            self.show(content, samples, diagram)
             write_atomically(self.run_dir / EVALUATION, json.dumps(content, indent=2) + "\n")
+            self.show(content, samples, diagram)
         return 0
 
-    def evaluate(self, loop: TrainingLoop) -> Evaluation:
+    def evaluate(self, loop: TrainingLoop, last: bool) -> Evaluation:
         """Score val; after the last step also at the temperature that is fitted before. A signal ends either."""
         how, extras = self.how_to_score(loop), Extras()
-        if loop.finished:
+        if last:
             self.calibration = try_fit_on_split(self.state.model, self.corpus.splits.get("calibration"), *how)
             extras = self.extras()
         return evaluate(self.state.model, self.corpus.splits["val"], *how, extras)

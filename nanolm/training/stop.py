@@ -1,4 +1,4 @@
-"""Stopping on request: SIGTERM and Ctrl-C end a run after its last completed step, with a checkpoint."""
+"""Stopping on request: SIGTERM, Ctrl-C or a closed terminal end a run after its last step, with a checkpoint."""
 
 import signal
 from types import FrameType
@@ -10,10 +10,11 @@ class StopRequested(Exception):
 
 
 class StopSignal:
-    """A context in which the first SIGINT or SIGTERM is remembered instead of ending the process.
+    """A context in which the first SIGINT, SIGTERM or SIGHUP is remembered instead of ending the process.
 
     The run asks ``check()`` wherever it could stop without losing a completed step. A second signal acts as
-    it always does, at once: what was published before stays valid.
+    it always does, at once: what was published before stays valid. Not so a second SIGHUP: a terminal that is closed
+    sends several. A SIGHUP that was ignored from the start, as nohup has it, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -21,21 +22,21 @@ class StopSignal:
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._remember)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        self._restore(*self._previous)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        self._restore()
+        self._restore(*self._previous.keys() - {signal.SIGHUP})
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+    def _restore(self, *numbers: signal.Signals) -> None:
+        for number in numbers:
+            signal.signal(number, self._previous.pop(number))
 
     def check(self) -> None:
         """Raise StopRequested if a signal has come."""

@@ -5,23 +5,17 @@ type to go on.
 """
 
 import contextlib
-import errno
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from nanolm.errors import CheckpointError, NonFiniteError, StorageError
+from nanolm.errors import CheckpointError, NonFiniteError, OutOfMemoryError, StorageError, out_of_memory
+from nanolm.files import failure, free_bytes
 from nanolm.training.checkpoint import newest_checkpoint
 from nanolm.training.state import TrainingState
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OTHER_RUN = "With other values give another hydra.run.dir. The command was:"
 SMALL_FILES_BYTES = 128 * 1024
 """Configuration, manifest, the histograms of ``train/ece``, and the frames of the two large files."""
-
-
-def free_bytes(folder: Path) -> int:
-    """What an ordinary user may still write there; quotas are not known."""
-    return shutil.disk_usage(folder).free
 
 
 def checkpoint_bytes(state: TrainingState, tokenizer_file: Path) -> int:
@@ -59,31 +53,41 @@ def failures_told(run_dir: Path, command: str) -> Iterator[None]:
 
     Raises:
         StorageError: in place of an OSError.
+        OutOfMemoryError: in place of an allocation that failed.
         NonFiniteError: as it came, with what a user can do.
     """
     try:
         yield
-    except (ConnectionError, TimeoutError):  # no disk's; a broken pipe is one: whoever read our output has gone
+    except (ConnectionError, TimeoutError):  # no disk's
         raise
     except OSError as error:
-        room = f", with {free_bytes(run_dir):,} bytes free there" if error.errno in NO_ROOM else ""
         raise StorageError(
-            f"{error.filename or run_dir}: could not be written or read: {error.strerror or error}{room}. "
-            f"{last_checkpoint(run_dir)} When the disk works and has room, continue with: {command}"
+            f"{failure(error, run_dir)}. {last_checkpoint(run_dir)} When that is put right, continue with: {command}"
+        ) from error
+    except OutOfMemoryError as error:
+        raise OutOfMemoryError(f"{error} {last_checkpoint(run_dir)} {OTHER_RUN} {command}") from error
+    except (MemoryError, RuntimeError) as error:
+        if (reason := out_of_memory(error)) is None:
+            raise
+        raise OutOfMemoryError(
+            f"out of memory: {reason}. {last_checkpoint(run_dir)} Choose a smaller model, evaluate.batch_size, "
+            f"trainer.micro_batch_size or trainer.sequence_length. {OTHER_RUN} {command}"
         ) from error
     except NonFiniteError as error:
         raise NonFiniteError(
             f"{error} {last_checkpoint(run_dir)} The same command would meet the same batches again: lower "
-            "optimizer.learning_rate (and optimizer.matrix_learning_rate) or trainer.max_grad_norm, and give another "
-            f"hydra.run.dir. The command was: {command}"
+            "optimizer.learning_rate (and optimizer.matrix_learning_rate) or trainer.max_grad_norm. "
+            f"{OTHER_RUN} {command}"
         ) from error
 
 
 def last_checkpoint(run_dir: Path) -> str:
     """A sentence about the newest checkpoint that verifies."""
+    if not run_dir.is_dir():
+        return f"{run_dir} is not there."
     try:
         checkpoint = newest_checkpoint(run_dir)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         return str(error)
     if checkpoint is None:
         return "The run has no checkpoint yet."

@@ -81,7 +81,7 @@ def test_what_cannot_be_compared_is_told(runs, tmp_path):
     with pytest.raises(DataError, match="expected finished runs"):
         compare(f"runs={runs}", "split=test")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         compare(f"runs={runs}", f"out={tmp_path / 'file'}")
     with pytest.raises(ConfigError, match="runs: not given"):
         compare()

@@ -1,3 +1,4 @@
+import errno
 import logging
 import math
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nanolm.config import command_line
 from nanolm.config.catalog import SCRIPTS, find_configs
@@ -150,6 +152,49 @@ def test_a_bug_shows_its_traceback_and_the_log_keeps_it(here: Path, capfd: pytes
     assert command_line.run("train", Recorder(RuntimeError("boom")), ["hydra.run.dir=a"]) == 1
     assert "RuntimeError: boom" in capfd.readouterr().err
     assert "RuntimeError: boom" in (here / "a" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENOSPC, errno.ENODEV, errno.ESTALE])
+def test_an_error_of_the_system_is_told_by_its_cause(
+    number: int, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error = OSError(number, os.strerror(number), "some/file")
+    assert command_line.run("train", Recorder(error), ["hydra.run.dir=a"]) == 1
+    told = capfd.readouterr().err
+    assert told.startswith(f"error: some/file: {os.strerror(number)}")
+    assert len(told.splitlines()) == 1
+    assert "Traceback" in (here / "a" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("arguments", [["hydra.run.dir=a"], ["-m", "seed=1,2"]], ids=["run", "sweep"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 745. GiB for an array"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nC++ frames"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    ],
+    ids=["numpy", "python", "torch", "cuda", "cublas"],
+)
+def test_no_memory_is_told_with_the_keys_that_take_it(
+    error: Exception, arguments: list[str], here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.run("train", Recorder(error), arguments) == 1
+    told = capfd.readouterr().err
+    assert "Traceback" not in told
+    for part in ("out of memory", "trainer.micro_batch_size", "trainer.sequence_length", str(error).split("\n")[0]):
+        assert part in told
+
+
+def test_a_working_directory_that_was_deleted_is_told(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "gone").mkdir()
+    os.chdir(here / "gone")
+    (here / "gone").rmdir()
+    for arguments in ([], ["-m", "seed=1,2"], ["--help"]):
+        assert command_line.run("train", Recorder(), arguments) == 2
+        assert "the working directory was deleted" in capfd.readouterr().err
 
 
 def test_an_exit_passes_through(here: Path) -> None:

@@ -1,17 +1,22 @@
 """A run in this process, and what two runs must have in common to be the same run."""
 
+import importlib.util
 import json
 import signal
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
+from nanolm.config import command_line
 from nanolm.config.schema import TrainConfig
 from nanolm.training import find_checkpoint, train
 from nanolm.training.loop import TrainingLoop
 
 TIMES = {"train/seconds", "train/tokens_per_second", "train/mfu"}
+ROOT = Path(__file__).parents[2]
 COMMAND = "python scripts/train.py seed=0 hydra.run.dir=runs/one"
 
 
@@ -24,6 +29,20 @@ def run(config: TrainConfig, run_dir: Path) -> int:
     """The exit code of a run, or what it raises."""
     run_dir.mkdir(exist_ok=True)
     return train(config, run_dir, COMMAND, no_report)
+
+
+def run_script(name: str, arguments: Sequence[str]) -> int:
+    """The exit code of ``scripts/<name>.py`` with these arguments, in this process."""
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"scripts/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    path = sys.path[:]
+    try:
+        spec.loader.exec_module(script)
+        return command_line.run(name, script.task, arguments, summarize=getattr(script, "summarize", None))
+    finally:
+        sys.path[:] = path
 
 
 def metrics(run_dir: Path) -> list[dict[str, object]]:

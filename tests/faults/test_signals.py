@@ -1,4 +1,4 @@
-"""SIGTERM or Ctrl-C at any place of a step ends the run after its last completed step; it continues as if untouched."""
+"""SIGTERM, Ctrl-C or SIGHUP at any place of a step ends a run after its last step; it continues as if untouched."""
 
 import contextlib
 import os
@@ -121,6 +121,33 @@ def test_a_second_signal_ends_at_once_and_leaves_the_last_valid_checkpoint(
         assert find_checkpoint(run_dir).step == step
     assert run(config, run_dir) == 0
     assert outcome(run_dir) == straight(config)
+
+
+@pytest.mark.parametrize("place", ["nanolm.training.loop.TrainingLoop._forward", "nanolm.evaluation.score.linear_nll"])
+def test_a_closed_terminal_ends_a_run_as_sigterm_does(config, straight, tmp_path, monkeypatch, place):
+    """It sends SIGHUP more than once: from the shell and from the kernel."""
+    monkeypatch.setattr(place, after_calls(after_calls(find(place), 2, signal.SIGHUP), 2, signal.SIGHUP))
+
+    def closed():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup around the tests ignores it
+        assert run(config, tmp_path / "stopped") == 3
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+    assert in_child(closed) == 0
+    monkeypatch.undo()
+    assert run(config, tmp_path / "stopped") == 0
+    assert outcome(tmp_path / "stopped") == straight(config)
+
+
+def test_a_run_under_nohup_goes_on_without_its_terminal(config, tmp_path, monkeypatch):
+    place = "nanolm.training.loop.TrainingLoop._forward"
+    monkeypatch.setattr(place, after_calls(find(place), 2, signal.SIGHUP))
+
+    def closed():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert run(config, tmp_path / "run") == 0
+
+    assert in_child(closed) == 0
 
 
 def test_a_finished_run_resumed_at_an_epochs_boundary_goes_on_whole(tiny, tmp_path):

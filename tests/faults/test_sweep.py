@@ -1,19 +1,16 @@
 """A sweep that died continues by the same command and ends with the table of one that was left alone."""
 
-import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from nanolm.config import command_line
+from tests.faults.runs import ROOT, run_script
 
-ROOT = Path(__file__).parents[2]
 OVERRIDES = [
     "data=jsonl",
     "tokenizer=byte",
@@ -46,14 +43,7 @@ def sweep(corpus_file, data_root):
 
 
 def run_here(arguments):
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts/train.py")
-    script = importlib.util.module_from_spec(spec)
-    path = sys.path[:]
-    try:
-        spec.loader.exec_module(script)
-        return command_line.run("train", script.task, arguments, summarize=script.summarize)
-    finally:
-        sys.path[:] = path
+    return run_script("train", arguments)
 
 
 def results_of(folder):

@@ -1,3 +1,4 @@
+import itertools
 import json
 import shutil
 import signal
@@ -8,6 +9,7 @@ import safetensors.torch
 import torch
 
 from nanolm.errors import CheckpointError, ConfigError, NonFiniteError
+from nanolm.evaluation import evaluate
 from nanolm.report import write_run_report
 from nanolm.training import find_checkpoint, train
 from nanolm.training.loop import TrainingLoop
@@ -301,6 +303,65 @@ def test_a_limit_in_seconds_ends_the_run_and_its_schedule(tiny, tmp_path):
     assert lines[-2]["train/seconds"] < 1.0 <= lines[-1]["train/seconds"]
     rates = [line["train/learning_rate"] for line in lines]
     assert rates[-1] < 0.2 * max(rates)
+
+
+def steps_of(run_dir):
+    return [line["step"] for line in lines_of(run_dir)]
+
+
+def assert_whole(run_dir):
+    """A finished run has a fitted temperature, its slices, and an evaluation of its last step."""
+    content = json.loads((run_dir / "evaluation.json").read_text())
+    checkpoint = find_checkpoint(run_dir)
+    assert content["step"] == checkpoint.step == steps_of(run_dir)[-1]
+    assert content["temperature"]["value"] == checkpoint.fitted_temperature()[0] > 0
+    assert content["slices"].keys() == {"frequency", "position"}
+    assert lines_of(run_dir)[-1]["val/nll"] == content["nll"]["value"]
+
+
+@pytest.mark.parametrize("checkpoint_every", ["1", "null"])
+def test_an_evaluation_that_crosses_the_limit_in_seconds_still_ends_a_whole_run(
+    tiny, tmp_path, monkeypatch, checkpoint_every
+):
+    """The clock stands still but for an evaluation, which takes 60 s: step 1 is not the last when it ends."""
+    now = [0.0]
+
+    def slow(*args):
+        now[0] += 60
+        return evaluate(*args)
+
+    limits = ["trainer.max_steps=null", "trainer.eval_every=1", f"trainer.checkpoint_every={checkpoint_every}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("nanolm.training.run.evaluate", slow)
+        patch.setattr("nanolm.training.loop.time.monotonic", lambda: now[0])
+        for seconds, steps in ((50, 1), (50, 1), (70, 2), (200, 4)):
+            assert run(tiny(*limits, f"trainer.max_seconds={seconds}"), tmp_path / "run") == 0
+            assert_whole(tmp_path / "run")
+            assert len(steps_of(tmp_path / "run")) == steps
+
+
+def test_a_run_is_made_longer_by_raising_the_limit_that_ended_it(tiny, tmp_path, monkeypatch, capsys):
+    """A clock of one second a question; what ended the run is what the advice names."""
+    ticks = itertools.count()
+    monkeypatch.setattr("nanolm.training.loop.time.monotonic", lambda: float(next(ticks)))
+    for limits, advice in (
+        (("null", "20"), "trainer.max_seconds"),
+        (("1000", "40"), "trainer.max_seconds"),
+        (("40", "1e6"), "trainer.max_steps"),
+        (("42", "null"), "trainer.max_steps"),
+        (("null", "500"), "trainer.max_seconds"),
+    ):
+        config = tiny(f"trainer.max_steps={limits[0]}", f"trainer.max_seconds={limits[1]}")
+        before = find_checkpoint(tmp_path / "run").step if (tmp_path / "run").exists() else 0
+        assert run(config, tmp_path / "run") == 0
+        assert_whole(tmp_path / "run")
+        assert find_checkpoint(tmp_path / "run").step > before
+        capsys.readouterr()
+        assert run(config, tmp_path / "run") == 0
+        told = capsys.readouterr().err
+        assert "nothing to do" in told
+        assert f"raise {advice} above " in told
+        assert told.count("trainer.") == 1
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler here")
