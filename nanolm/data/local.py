@@ -11,7 +11,7 @@ import os
 import zlib
 from abc import ABC, abstractmethod
 from codecs import BOM_UTF8, utf_8_decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
@@ -42,7 +42,7 @@ def open_local_corpus(config: DataConfig) -> "LocalCorpus":
 
 
 def find_files(config: DataConfig) -> list[Path]:
-    """The file, or the files of the glob, ``data.path``; sorted by name."""
+    """The file, or the files of the glob, ``data.path``, sorted by name; each once, however many links lead to it."""
     if not config.path:
         raise DataError(f"data.path: data={config.name} needs it; give data.path=FILE or a glob in quotes")
     path = Path(config.path).expanduser()
@@ -51,8 +51,7 @@ def find_files(config: DataConfig) -> list[Path]:
     if path.is_file():
         return [path]
     if glob.has_magic(str(path)):
-        found = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))
-        if files := [file for file in found if file.is_file()]:
+        if files := _distinct(file for file in _matches(path) if os.path.isfile(file)):
             return files
         raise DataError(f"data.path: no file matches {path} (from the folder {Path.cwd()})")
     if path.exists():
@@ -60,6 +59,43 @@ def find_files(config: DataConfig) -> list[Path]:
     nearest = difflib.get_close_matches(path.name, os.listdir(path.parent), 1) if path.parent.is_dir() else []
     hint = f"; did you mean {path.parent / nearest[0]}?" if nearest else f" (from the folder {Path.cwd()})"
     raise DataError(f"data.path: there is no file {path}{hint}")
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """What a glob matches. ``**`` follows links but enters each folder once; in ``glob`` loops of links never end."""
+    if "**" not in pattern.parts:
+        yield from map(Path, glob.iglob(str(pattern)))
+        return
+    place = pattern.parts.index("**")
+    rest = pattern.parts[place + 1 :] or ("*",)
+    for start in _matches(Path(*pattern.parts[:place])):
+        for folder in _folders(start):
+            yield from _matches(Path(glob.escape(str(folder)), *rest))
+
+
+def _folders(start: Path) -> Iterator[Path]:
+    """A folder and those below it that are not hidden, each once: by a way without links where there is one."""
+    waiting, linked, seen = [str(start)], list[str](), set[str]()
+    while waiting or linked:
+        folder = waiting.pop() if waiting else linked.pop(0)
+        if not os.path.isdir(folder) or (real := os.path.realpath(folder)) in seen:
+            continue
+        seen.add(real)
+        yield Path(folder)
+        with contextlib.suppress(OSError):  # a folder that may not be listed has no matches, as in ``glob``
+            for entry in os.scandir(folder):
+                if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir()):
+                    (linked if entry.is_symlink() else waiting).append(entry.path)
+
+
+def _distinct(files: Iterable[Path]) -> list[Path]:
+    """Each file once, sorted by name; of several links to one, symbolic or hard, a name that is none, or the first."""
+    real = {file: os.path.realpath(file) for file in files}
+    found: dict[Any, Path] = {}
+    for file in sorted(real, key=lambda file: (real[file] != os.path.abspath(file), str(file))):
+        status = file.stat()
+        found.setdefault((status.st_dev, status.st_ino) if status.st_nlink > 1 else real[file], file)
+    return sorted(found.values(), key=str)
 
 
 def cannot_read(path: Path, error: Exception) -> DataError:
@@ -91,32 +127,34 @@ class LocalCorpus(ABC):
         """The documents of a file."""
 
     @functools.cached_property
-    def _survey(self) -> list["_File"]:
+    def _survey(self) -> dict[Path, "_File"]:
         """What identifies the files, and when they were last written; reads all of them once."""
-        files = []
+        files = {}
         for path in self.paths:
             try:
                 status = path.stat()
                 sha256 = sha256_of(path)
             except OSError as error:
                 raise cannot_read(path, error) from error
-            files.append(_File(path.name, status.st_size, sha256, status.st_mtime_ns, self.count(path)))
-        if not any(file.size and file.num_documents for file in files):
+            files[path] = _File(path.name, status.st_size, sha256, status.st_mtime_ns, self.count(path))
+        if not any(file.size and file.num_documents for file in files.values()):
             names = ", ".join(map(str, self.paths[:3])) + (", …" if len(self.paths) > 3 else "")
             raise DataError(f"data={self.config.name}: {names}: empty; a corpus needs text to train on")
         return files
 
     def identity(self) -> dict[str, Any]:
-        return {"files": [[file.sha256, file.size] for file in self._survey]}
+        return {"files": [[file.sha256, file.size] for file in self._survey.values()]}
 
     def source(self) -> dict[str, Any]:
-        return {"files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in self._survey]}
+        return {
+            "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in self._survey.values()]
+        }
 
     def num_bytes(self) -> int | None:
-        return sum(file.size for file in self._survey)
+        return sum(file.size for file in self._survey.values())
 
     def num_undecided(self) -> int:
-        count = sum(file.num_documents for file in self._survey)
+        count = sum(file.num_documents for file in self._survey.values())
         return min(count, self.config.max_documents or count)
 
     def documents(self) -> Iterator[Document]:
@@ -124,7 +162,7 @@ class LocalCorpus(ABC):
         return itertools.islice(everything, self.config.max_documents)
 
     def check_unchanged(self) -> None:
-        for path, file in zip(self.paths, self._survey, strict=True):
+        for path, file in self._survey.items():
             try:
                 status = path.stat()
             except OSError as error:
@@ -149,7 +187,7 @@ class TextCorpus(LocalCorpus):
         return 1
 
     def read(self, path: Path) -> Iterator[Document]:
-        yield Document(str(path), _decoded(path))
+        yield Document(str(path), _decoded(path), sha256=self._survey[path].sha256)
 
 
 def _decoded(path: Path) -> Iterator[str]:

@@ -31,7 +31,7 @@ from nanolm.data.prepared import (
     open_prepared,
 )
 from nanolm.data.shards import SplitWriter
-from nanolm.data.splits import SPLITS, split_documents
+from nanolm.data.splits import SPLITS, Copies, split_documents
 from nanolm.data.tokenizer import Tokenizer, UnknownCharacter, train_tokenizer
 from nanolm.errors import DataError
 from nanolm.files import atomic_directory, file_table, lock
@@ -166,8 +166,8 @@ def _write_corpus(
     tokenizer: TokenizerConfig | Tokenizer,
     progress: Progress,
 ) -> None:
-    def read() -> Iterator[Piece]:
-        return pieces(split_documents(corpus, data))
+    def read(copies: Copies | None = None) -> Iterator[Piece]:
+        return pieces(split_documents(corpus, data, copies))
 
     if isinstance(tokenizer, TokenizerConfig):
         texts = (piece.text for piece in read() if piece.split == "train")
@@ -175,9 +175,10 @@ def _write_corpus(
     tokenizer.save(folder / TOKENIZER)
     id_type = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     writers: dict[str, SplitWriter] = {}
+    copies = Copies()
     num_empty, done, total = 0, 0, corpus.num_bytes()
     with ExitStack() as files:
-        for batch in _encoded(read(), tokenizer, ID_TYPES[id_type]):
+        for batch in _encoded(read(copies), tokenizer, ID_TYPES[id_type]):
             for piece, ids, num_bytes in batch:
                 done += num_bytes
                 if not piece.text:
@@ -191,8 +192,17 @@ def _write_corpus(
     corpus.check_unchanged()
     if num_empty:
         logger.warning("data=%s: %d documents without text are left out", data.name, num_empty)
+    if copies.count:
+        logger.warning(
+            "data=%s: %d documents equal an earlier one; %d of them had been dealt to another split than that one and "
+            "join it, so that no split holds a document of another",
+            *(data.name, copies.count, copies.moved),
+        )
     if "train" not in writers:
-        raise DataError(f"data={data.name}: no document with text is left for the train split; give more text")
+        raise DataError(
+            f"data={data.name}: no document with text is left for the train split; give more text, in documents that "
+            "are not all equal, or another data.split_seed"
+        )
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

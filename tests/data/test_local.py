@@ -48,6 +48,41 @@ def test_globs_reach_into_folders_and_a_name_with_brackets_is_a_name(data_config
     assert texts(data_config("text", path=tmp_path / "deep" / "er" / "a[1] (copy), x=1.txt")) == ["deep"]
 
 
+@pytest.fixture
+def linked(tmp_path):
+    """Two files below ``texts``, each of which many links lead to."""
+    (tmp_path / "texts" / "sub").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "texts" / "sub" / f"{name}.txt").write_text(name)
+    links = {"self": ".", "again": ".", "latest": "sub", "sub/up": "..", "loop": "loop", "gone": "nowhere"}
+    links |= {"c.txt": "sub/a.txt", "sub/0.txt": "a.txt", "home": str(tmp_path)}
+    for name, target in links.items():
+        (tmp_path / "texts" / name).symlink_to(target)
+    os.link(tmp_path / "texts" / "sub" / "b.txt", tmp_path / "texts" / "sub" / "hard.txt")
+    return tmp_path / "texts"
+
+
+@pytest.mark.parametrize("pattern", ["**/*.txt", "sub/*.txt", "*/*.txt", "**/sub/**/*.txt", "**", "latest/**/*"])
+def test_a_file_is_read_once_whatever_links_lead_to_it(data_config, linked, pattern):
+    corpus = open_corpus(data_config("text", path=linked / pattern))
+    assert ["".join(document.chunks) for document in corpus.documents()] == ["a", "b"]
+    if pattern != "latest/**/*":  # the names are those without a link, where there is one
+        assert corpus.paths == [linked / "sub" / "a.txt", linked / "sub" / "b.txt"]
+
+
+def test_a_glob_follows_links_to_other_folders(data_config, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "far.txt").write_text("far")
+    (tmp_path / "texts" / ".hidden").mkdir(parents=True)
+    (tmp_path / "texts" / ".hidden" / "no.txt").write_text("hidden")
+    (tmp_path / "texts" / "near.txt").write_text("near")
+    (tmp_path / "texts" / "part").symlink_to("../disk")
+    (tmp_path / "texts" / "file.txt").symlink_to("../disk/far.txt")
+    assert texts(data_config("text", path=tmp_path / "texts" / "**" / "*.txt")) == ["far", "near"]
+    (tmp_path / "texts" / "file.txt").unlink()
+    assert texts(data_config("text", path=tmp_path / "texts" / "**" / "*.txt")) == ["near", "far"]
+
+
 def test_home_and_relative_paths(data_config, tmp_path, monkeypatch):
     (tmp_path / "mine.txt").write_text("text")
     monkeypatch.setenv("HOME", str(tmp_path))
