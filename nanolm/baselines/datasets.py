@@ -18,6 +18,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 
 from nanolm.config.nearest import did_you_mean
 from nanolm.config.schema_baseline import TaskConfig
+from nanolm.data.encoding import HEAD_BYTES, unmarked_wide_encoding, what_to_do
 from nanolm.errors import DataError
 
 FEWEST_ROWS = 5
@@ -159,12 +160,19 @@ def _listed(names: Sequence[str]) -> str:
 
 def _read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and each row that is not empty with the number of its line."""
+    head = b""
     try:
+        with open(path, "rb") as binary:
+            head = binary.read(HEAD_BYTES)
+        if unmarked_wide_encoding(head):
+            raise UnicodeError("its bytes are those of UTF-16 or UTF-32")
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
             rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeError as error:
+        raise DataError(f"{path}: cannot be read as CSV in UTF-8: {error}. {what_to_do(head)}") from error
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV in UTF-8: {error}") from error
     if not header or not rows:
         raise DataError(f"{path}: expected a header and one example a row, found {len(rows)} rows")

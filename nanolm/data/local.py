@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanolm.config.schema import DataConfig
 from nanolm.data.corpus import Document
+from nanolm.data.encoding import HEAD_BYTES, unmarked_wide_encoding, what_to_do
 from nanolm.errors import DataError
 from nanolm.files import sha256_of
 
@@ -103,12 +104,17 @@ def cannot_read(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
-def not_utf8(path: Path, offset: int, byte: int) -> DataError:
-    """The error for a byte that is not UTF-8."""
+def not_utf8(path: Path, offset: int, byte: int, head: bytes) -> DataError:
+    """The error for a byte that is not UTF-8, in a file that begins with ``head``."""
     return DataError(
-        f"{path}: expected UTF-8 text, found the byte 0x{byte:02x} at offset {offset:,}. Convert the file to UTF-8 "
-        "(for example `iconv -f LATIN1 -t UTF-8`), or name another one."
+        f"{path}: expected UTF-8 text, found the byte 0x{byte:02x} at offset {offset:,}. {what_to_do(head)}"
     )
+
+
+def refuse_wide(path: Path, head: bytes) -> None:
+    """Raise DataError for text in UTF-16 or UTF-32 that would pass for UTF-8 with many NUL characters."""
+    if wide := unmarked_wide_encoding(head):
+        raise DataError(f"{path}: expected UTF-8 text, found {wide} without a byte order mark. {what_to_do(head)}")
 
 
 class LocalCorpus(ABC):
@@ -195,13 +201,15 @@ def _decoded(path: Path) -> Iterator[str]:
     offset, rest = 0, b""
     try:
         with open(path, "rb") as file:
+            refuse_wide(path, head := file.read(HEAD_BYTES))
+            file.seek(0)
             while True:
                 block = file.read(BLOCK_BYTES)
                 data = rest + block
                 try:
                     text, consumed = utf_8_decode(data, "strict", not block)
                 except UnicodeDecodeError as error:
-                    raise not_utf8(path, offset + error.start, data[error.start]) from None
+                    raise not_utf8(path, offset + error.start, data[error.start], head) from None
                 offset += consumed
                 rest = data[consumed:]
                 if text:
@@ -252,6 +260,8 @@ class JsonLinesCorpus(LocalCorpus):
         """Number, offset in bytes, and content of each line that is not blank."""
         try:
             with _open_packed(path) as file:
+                refuse_wide(path, file.read(HEAD_BYTES))
+                file.seek(0)
                 offset = 0
                 for number, line in enumerate(file, 1):
                     mark = len(BOM_UTF8) if number == 1 and line.startswith(BOM_UTF8) else 0
@@ -268,7 +278,9 @@ class JsonLinesCorpus(LocalCorpus):
             try:
                 content = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
-                raise not_utf8(path, offset + error.start, line[error.start]) from None
+                with _open_packed(path) as file:
+                    head = file.read(HEAD_BYTES)
+                raise not_utf8(path, offset + error.start, line[error.start], head) from None
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{place}: expected one JSON object, found {line[:40]!r}: {error}") from None
             if not isinstance(content, dict):
