@@ -46,6 +46,6 @@ def what_to_do(head: bytes) -> str:
         if head.startswith(magic):
             return f"The file is {name}."
     return (
-        "The file is not text, is damaged, or is in another encoding: find out which (`file --mime-encoding FILE` guesses), and "
-        "convert it (`iconv -f ENCODING -t UTF-8 FILE > NEW`)."
+        "The file is not text, is damaged, or is in another encoding: find out which (`file --mime-encoding FILE` "
+        "guesses), and convert it (`iconv -f ENCODING -t UTF-8 FILE > NEW`)."
     )

@@ -157,7 +157,14 @@ class LocalCorpus(ABC):
         }
 
     def num_bytes(self) -> int | None:
+        """The size of the files, where that is about the size of their text; unpacked, they are of any size."""
+        if self.config.max_documents is not None or not all(map(self.is_plain, self.paths)):
+            return None
         return sum(file.size for file in self._survey.values())
+
+    def is_plain(self, path: Path) -> bool:
+        """Whether a file holds its text as it is, neither compressed nor encoded in columns."""
+        return True
 
     def num_undecided(self) -> int:
         count = sum(file.num_documents for file in self._survey.values())
@@ -256,6 +263,9 @@ class JsonLinesCorpus(LocalCorpus):
     def count(self, path: Path) -> int:
         return sum(1 for _ in self._lines(path))
 
+    def is_plain(self, path: Path) -> bool:
+        return not _is_packed(path)
+
     def _lines(self, path: Path) -> Iterator[tuple[int, int, bytes]]:
         """Number, offset in bytes, and content of each line that is not blank."""
         try:
@@ -290,8 +300,12 @@ class JsonLinesCorpus(LocalCorpus):
             yield Document(place, (checked_text(content[column], place, column),))
 
 
+def _is_packed(path: Path) -> bool:
+    return path.suffix == ".gz"
+
+
 def _open_packed(path: Path) -> BufferedIOBase:
-    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+    return gzip.open(path) if _is_packed(path) else open(path, "rb")
 
 
 class ParquetCorpus(LocalCorpus):
@@ -302,6 +316,9 @@ class ParquetCorpus(LocalCorpus):
             if self.config.text_column not in file.schema_arrow.names:
                 raise missing_column(str(path), self.config.text_column, file.schema_arrow.names)
             return int(file.metadata.num_rows)
+
+    def is_plain(self, path: Path) -> bool:
+        return False
 
     def read(self, path: Path) -> Iterator[Document]:
         column, number = self.config.text_column, 0

@@ -252,6 +252,22 @@ def test_jsonl_several_files_and_another_column(data_config, tmp_path):
     assert texts(data_config("jsonl", path=tmp_path / "*.jsonl", text_column="body", max_documents=1)) == ["one"]
 
 
+@pytest.mark.parametrize(
+    ("name", "known"), [("a.txt", True), ("a.jsonl", True), ("a.jsonl.gz", False), ("a.parquet", False)]
+)
+def test_the_size_of_the_text_is_known_where_the_file_is_the_text(data_config, tmp_path, name, known):
+    """What is compressed well is several times as much text, and a progress of 399 %."""
+    path, texts = tmp_path / name, [f"{i} " * 1000 for i in range(9)]
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"text": texts}), path, compression="zstd")
+    else:
+        content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+        path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    kind = {"txt": "text", "parquet": "parquet"}.get(name.split(".")[-1], "jsonl")
+    assert open_corpus(data_config(kind, path=path)).num_bytes() == (path.stat().st_size if known else None)
+    assert open_corpus(data_config(kind, path=path, max_documents=1)).num_bytes() is None
+
+
 # Parquet
 
 
