@@ -24,7 +24,7 @@ from nanolm.errors import DataError
 from nanolm.files import sha256_of
 
 if TYPE_CHECKING:
-    from pyarrow import Scalar
+    from pyarrow import DataType, Scalar
     from pyarrow.parquet import ParquetFile
 
 BLOCK_BYTES = 1 << 20
@@ -228,11 +228,16 @@ def _decoded(path: Path) -> Iterator[str]:
 
 
 def checked_text(value: Any, place: str, column: str) -> str:
-    """A document's text from a field or column.
+    """A document's text from a field or column; bytes are its UTF-8, as some writers of Parquet store it.
 
     Raises:
-        DataError: it is no text, or holds half of a surrogate pair, which UTF-8 cannot express.
+        DataError: it is no text, is not UTF-8, or holds half of a surrogate pair, which UTF-8 cannot express.
     """
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _not_utf8_value(place, error) from None
     if not isinstance(value, str):
         found = "nothing (null)" if value is None else f"{type(value).__name__} {value!r:.40}"
         raise DataError(f"{place}: expected text under {column!r}, found {found}; repair or remove the document")
@@ -315,6 +320,11 @@ class ParquetCorpus(LocalCorpus):
         with _parquet(path) as file:
             if self.config.text_column not in file.schema_arrow.names:
                 raise missing_column(str(path), self.config.text_column, file.schema_arrow.names)
+            if not _may_be_text(kind := file.schema_arrow.field(self.config.text_column).type):
+                raise DataError(
+                    f"{path}: expected text in the column {self.config.text_column!r}, found {kind}; set "
+                    f"data.text_column to another one of {', '.join(map(repr, file.schema_arrow.names))}"
+                )
             return int(file.metadata.num_rows)
 
     def is_plain(self, path: Path) -> bool:
@@ -346,4 +356,16 @@ def _python_value(value: "Scalar", place: str) -> Any:
     try:
         return value.as_py()
     except UnicodeDecodeError as error:
-        raise DataError(f"{place}: expected UTF-8 text, found the byte 0x{error.object[error.start]:02x}") from None
+        raise _not_utf8_value(place, error) from None
+
+
+def _may_be_text(kind: "DataType") -> bool:
+    from pyarrow import types
+
+    return not (types.is_primitive(kind) or types.is_decimal(kind) or types.is_nested(kind))
+
+
+def _not_utf8_value(place: str, error: UnicodeDecodeError) -> DataError:
+    return DataError(
+        f"{place}: expected UTF-8 text, found the byte 0x{error.object[error.start]:02x}; repair or remove the document"
+    )

@@ -277,10 +277,16 @@ def write_parquet(path: Path, column, name="text", **options) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+    "kind",
+    [
+        *(pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())),
+        *(pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())),  # text without Parquet's mark for it
+    ],
+    ids=str,
 )
 def test_parquet_documents_are_kept_exactly(data_config, tmp_path, kind):
-    path = write_parquet(tmp_path / "file.parquet", pa.array(HARD * 100).cast(kind), row_group_size=7)
+    column = pa.array(HARD * 100).cast(getattr(kind, "value_type", kind)).cast(kind)
+    path = write_parquet(tmp_path / "file.parquet", column, row_group_size=7)
     config = data_config("parquet", path=path)
     assert texts(config) == HARD * 100
     assert open_corpus(config).num_undecided() == len(HARD) * 100
@@ -290,8 +296,9 @@ def test_parquet_documents_are_kept_exactly(data_config, tmp_path, kind):
     ("column", "name", "message"),
     [
         (pa.array(["a", None]), "text", r"row 2: expected text under 'text', found nothing \(null\)"),
-        (pa.array([1, 2]), "text", r"row 1: expected text under 'text', found int 1"),
-        (pa.array([b"a"]), "text", r"row 1: expected text under 'text', found bytes"),
+        (pa.array([1, 2]), "text", r"expected text in the column 'text', found int64; set data\.text_column"),
+        (pa.array([["a"]]), "text", r"expected text in the column 'text', found list"),
+        (pa.array([b"a", b"b\xff"]), "text", r"row 2: expected UTF-8 text, found the byte 0xff"),
         (pa.array(["a"]), "texts", r"there is no 'text', only 'id', 'texts'; did you mean data\.text_column=texts\?"),
     ],
 )
