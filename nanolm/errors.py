@@ -15,6 +15,12 @@ def visible(text: str) -> str:
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def sentence(error: Exception) -> str:
+    """The text of an error with a full stop, so that another sentence can follow it."""
+    text = str(error)
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 class NanolmError(Exception):
     """Anything nanolm tells its user in words instead of a traceback."""
 

@@ -21,7 +21,7 @@ from nanolm.config.schema import DataConfig
 from nanolm.data.corpus import Document
 from nanolm.data.encoding import HEAD_BYTES, unmarked_wide_encoding, what_to_do
 from nanolm.errors import DataError
-from nanolm.files import sha256_of
+from nanolm.files import glob_paths, sha256_of
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Scalar
@@ -52,7 +52,7 @@ def find_files(config: DataConfig) -> list[Path]:
     if path.is_file():
         return [path]
     if glob.has_magic(str(path)):
-        if files := _distinct(file for file in _matches(path) if os.path.isfile(file)):
+        if files := _distinct(file for file in glob_paths(path) if os.path.isfile(file)):
             return files
         raise DataError(f"data.path: no file matches {path} (from the folder {Path.cwd()})")
     if path.exists():
@@ -60,33 +60,6 @@ def find_files(config: DataConfig) -> list[Path]:
     nearest = difflib.get_close_matches(path.name, os.listdir(path.parent), 1) if path.parent.is_dir() else []
     hint = f"; did you mean {path.parent / nearest[0]}?" if nearest else f" (from the folder {Path.cwd()})"
     raise DataError(f"data.path: there is no file {path}{hint}")
-
-
-def _matches(pattern: Path) -> Iterator[Path]:
-    """What a glob matches. ``**`` follows links but enters each folder once; in ``glob`` loops of links never end."""
-    if "**" not in pattern.parts:
-        yield from map(Path, glob.iglob(str(pattern)))
-        return
-    place = pattern.parts.index("**")
-    rest = pattern.parts[place + 1 :] or ("*",)
-    for start in _matches(Path(*pattern.parts[:place])):
-        for folder in _folders(start):
-            yield from _matches(Path(glob.escape(str(folder)), *rest))
-
-
-def _folders(start: Path) -> Iterator[Path]:
-    """A folder and those below it that are not hidden, each once: by a way without links where there is one."""
-    waiting, linked, seen = [str(start)], list[str](), set[str]()
-    while waiting or linked:
-        folder = waiting.pop() if waiting else linked.pop(0)
-        if not os.path.isdir(folder) or (real := os.path.realpath(folder)) in seen:
-            continue
-        seen.add(real)
-        yield Path(folder)
-        with contextlib.suppress(OSError):  # a folder that may not be listed has no matches, as in ``glob``
-            for entry in os.scandir(folder):
-                if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir()):
-                    (linked if entry.is_symlink() else waiting).append(entry.path)
 
 
 def _distinct(files: Iterable[Path]) -> list[Path]:
@@ -239,7 +212,7 @@ def checked_text(value: Any, place: str, column: str) -> str:
         except UnicodeDecodeError as error:
             raise _not_utf8_value(place, error) from None
     if not isinstance(value, str):
-        found = "nothing (null)" if value is None else f"{type(value).__name__} {value!r:.40}"
+        found = "nothing (null)" if value is None else f"{type(value).__name__} {_as_json(value)}"
         raise DataError(f"{place}: expected text under {column!r}, found {found}; repair or remove the document")
     try:
         value.encode()
@@ -249,6 +222,11 @@ def checked_text(value: Any, place: str, column: str) -> str:
             f"character {error.start:,}, which UTF-8 cannot express; repair or remove the document"
         ) from None
     return value
+
+
+def _as_json(value: Any) -> str:
+    """What the beginning of a value looks like in the user's file."""
+    return f"{json.dumps(value, ensure_ascii=False, default=str):.40}"
 
 
 def missing_column(place: str, column: str, columns: list[str]) -> DataError:
@@ -299,7 +277,7 @@ class JsonLinesCorpus(LocalCorpus):
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{place}: expected one JSON object, found {line[:40]!r}: {error}") from None
             if not isinstance(content, dict):
-                raise DataError(f"{place}: expected a JSON object, found {content!r:.40}")
+                raise DataError(f"{place}: expected a JSON object, found {_as_json(content)}")
             if column not in content:
                 raise missing_column(place, column, list(content))
             yield Document(place, (checked_text(content[column], place, column),))

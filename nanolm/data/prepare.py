@@ -33,7 +33,7 @@ from nanolm.data.prepared import (
 from nanolm.data.shards import SplitWriter
 from nanolm.data.splits import SPLITS, Copies, split_documents
 from nanolm.data.tokenizer import Tokenizer, UnknownCharacter, train_tokenizer
-from nanolm.errors import DataError
+from nanolm.errors import DataError, sentence
 from nanolm.files import atomic_directory, file_table, lock
 
 BATCH_CHARACTERS = 1 << 20
@@ -119,7 +119,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         open_prepared(folder, verify=False)
     except DataError as error:
-        logger.warning("%s It is made anew.", error)
+        logger.warning("%s It is made anew.", sentence(error))
         return False
     return True
 
@@ -152,7 +152,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 break
             except DataError as error:
                 if not told:
-                    logger.warning("%s Waiting.", error)
+                    logger.warning("%s Waiting.", sentence(error))
                 told = True
                 time.sleep(LOCK_POLL_SECONDS)
         yield

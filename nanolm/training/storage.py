@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from nanolm.errors import CheckpointError, NonFiniteError, StorageError
+from nanolm.errors import CheckpointError, NonFiniteError, StorageError, sentence
 from nanolm.training.checkpoint import newest_checkpoint
 from nanolm.training.state import TrainingState
 
@@ -73,7 +73,7 @@ def failures_told(run_dir: Path, command: str) -> Iterator[None]:
         ) from error
     except NonFiniteError as error:
         raise NonFiniteError(
-            f"{error} {last_checkpoint(run_dir)} The same command would meet the same batches again: lower "
+            f"{sentence(error)} {last_checkpoint(run_dir)} The same command would meet the same batches again: lower "
             "optimizer.learning_rate (and optimizer.matrix_learning_rate) or trainer.max_grad_norm, and give another "
             f"hydra.run.dir. The command was: {command}"
         ) from error
@@ -84,7 +84,7 @@ def last_checkpoint(run_dir: Path) -> str:
     try:
         checkpoint = newest_checkpoint(run_dir)
     except CheckpointError as error:
-        return str(error)
+        return sentence(error)
     if checkpoint is None:
         return "The run has no checkpoint yet."
     return f"The last good checkpoint is {checkpoint.path}, of step {checkpoint.step:,}."

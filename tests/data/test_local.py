@@ -225,7 +225,9 @@ def test_jsonl_blank_lines_crlf_byte_order_mark_and_gzip(data_config, tmp_path):
         (b"just words", r"line 3: expected one JSON object"),
         (b"[" * 100_000, r"line 3: expected one JSON object"),
         (b"9" * 10_000, r"line 3: expected "),
-        (b'["text"]', r"line 3: expected a JSON object"),
+        (b'["text"]', r'line 3: expected a JSON object, found \["text"\]'),
+        (b"null", r"line 3: expected a JSON object, found null"),
+        (b'{"text": true}', r"line 3: expected text under 'text', found bool true"),
         (
             b'{"Text": "a", "id": 1}',
             r"line 3: there is no 'text', only 'Text', 'id'; did you mean data.text_column=Text\?",

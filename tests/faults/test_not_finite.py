@@ -15,6 +15,7 @@ from nanolm.training import find_checkpoint
 from nanolm.training.loop import MAX_SKIPPED_IN_A_ROW, TrainingLoop, loss_options
 from nanolm.training.objective import Likelihood
 from nanolm.training.state import TrainingState
+from nanolm.training.storage import failures_told
 from tests.faults.runs import COMMAND, metrics, outcome, plain, run, stop_after
 
 IGNORED = -100
@@ -173,6 +174,13 @@ def test_what_an_update_makes_not_finite_is_never_published(tiny, tmp_path, monk
     assert not (tmp_path / "run" / "evaluation.json").exists()
     if kept:
         assert f"The last good checkpoint is {tmp_path / 'run' / 'checkpoints' / kept[-1]}" in str(caught.value)
+
+
+@pytest.mark.parametrize("told", ["the logits were NaN", "the logits were NaN."])
+def test_what_is_added_to_an_error_begins_a_sentence(tmp_path, told):
+    with pytest.raises(NonFiniteError) as caught, failures_told(tmp_path, COMMAND):
+        raise NonFiniteError(told)
+    assert str(caught.value).startswith("the logits were NaN. The run has no checkpoint yet. The ")
 
 
 def test_a_stop_does_not_publish_weights_that_are_not_finite(tiny, tmp_path, monkeypatch):
