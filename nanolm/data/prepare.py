@@ -1,7 +1,8 @@
 """Tokenize a corpus into a folder of shards, once.
 
 Text streams through: read, cut into pieces, encoded on all cores while the next pieces are read and the last ones are
-written. Memory does not grow with the corpus. The folder appears under its name when it is whole, or not at all.
+written. Memory grows with the number of documents alone, each of which is known by a hash. The folder appears under its
+name when it is whole, or not at all.
 """
 
 import hashlib
@@ -199,10 +200,7 @@ def _write_corpus(
             *(data.name, copies.count, copies.moved),
         )
     if "train" not in writers:
-        raise DataError(
-            f"data={data.name}: no document with text is left for the train split; give more text, in documents that "
-            "are not all equal, or another data.split_seed"
-        )
+        raise DataError(f"data={data.name}: no document with text is left for the train split; give more text")
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -72,6 +72,11 @@ class Copies:
             self.moved += first != split
         return SplitDocument(first, document)
 
+    @property
+    def leave_no_train(self) -> bool:
+        """Whether each document that was dealt to train equals an earlier one of another split."""
+        return self.moved > 0 and "train" not in self._split_of.values()
+
 
 def split_documents(corpus: Corpus, config: DataConfig, copies: Copies | None = None) -> Iterator[SplitDocument]:
     """All documents of a corpus with their splits, in the corpus's order.
@@ -96,6 +101,11 @@ def split_documents(corpus: Corpus, config: DataConfig, copies: Copies | None = 
     dealt, copies = deal(count, config), copies or Copies()
     for document in corpus.documents():
         yield copies.place(document, document.split or next(dealt))
+    if copies.leave_no_train:
+        raise DataError(
+            f"data={config.name}: {copies.count:,} documents equal an earlier one, and none is left to train on; "
+            "give more texts that differ, or another data.split_seed"
+        )
 
 
 def split_sizes(count: int, config: DataConfig) -> dict[str, int]:

@@ -85,6 +85,13 @@ def test_equal_documents_are_in_one_split_and_counted():
     assert copies.moved == sum(split != split_of[text] for split, text in zip(dealt, texts, strict=True) if text) > 0
 
 
+def test_copies_that_leave_nothing_to_train_on_are_refused():
+    """Three documents, the first of which is for val: the one for train is a copy of it."""
+    seed = next(seed for seed in range(99) if list(deal(2, config(0.3, 0, 0, seed))) == ["val", "train"])
+    with pytest.raises(DataError, match="none is left to train on"):
+        read(Documents(("same", None), ("same", None)), config(0.3, 0, 0, seed))
+
+
 def test_without_equal_documents_every_split_is_as_dealt():
     corpus, copies = Documents(*((f"text {i}", None) for i in range(60))), Copies()
     assert [part.split for part in split_documents(corpus, config(), copies)] == list(deal(60, config()))
