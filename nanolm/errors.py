@@ -25,6 +25,12 @@ def out_of_memory(error: BaseException) -> str | None:
     return (str(error).strip() or "no memory is left").splitlines()[0][:300] if is_one else None
 
 
+def sentence(error: Exception) -> str:
+    """The text of an error with a full stop, so that another sentence can follow it."""
+    text = str(error)
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 class NanolmError(Exception):
     """Anything nanolm tells its user in words instead of a traceback."""
 

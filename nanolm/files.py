@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob
 import hashlib
 import json
 import logging
@@ -296,3 +297,30 @@ def _describe_owner(text: str) -> str:
         return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
     except (ValueError, KeyError, TypeError):
         return "its name is not readable"
+
+
+def glob_paths(pattern: Path) -> Iterator[Path]:
+    """What a glob matches. ``**`` follows links but enters each folder once; in ``glob`` loops of links never end."""
+    if "**" not in pattern.parts:
+        yield from map(Path, glob.iglob(str(pattern)))
+        return
+    place = pattern.parts.index("**")
+    rest = pattern.parts[place + 1 :] or ("*",)
+    for start in glob_paths(Path(*pattern.parts[:place])):
+        for folder in _folders(start):
+            yield from glob_paths(Path(glob.escape(str(folder)), *rest))
+
+
+def _folders(start: Path) -> Iterator[Path]:
+    """A folder and those below it that are not hidden, each once: by a way without links where there is one."""
+    waiting, linked, seen = [str(start)], list[str](), set[str]()
+    while waiting or linked:
+        folder = waiting.pop() if waiting else linked.pop(0)
+        if not os.path.isdir(folder) or (real := os.path.realpath(folder)) in seen:
+            continue
+        seen.add(real)
+        yield Path(folder)
+        with contextlib.suppress(OSError):  # a folder that may not be listed has no matches, as in ``glob``
+            for entry in os.scandir(folder):
+                if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir()):
+                    (linked if entry.is_symlink() else waiting).append(entry.path)

@@ -4,7 +4,9 @@ import os
 import sys
 
 # Python looks into the folder of a script first, where tokenize.py would stand in for the standard library's module.
-sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.realpath(__file__))]
+# It looks into the clone instead, so that a clone runs its own code where another nanolm is installed too.
+HERE = os.path.dirname(os.path.realpath(__file__))
+sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if path != HERE)]
 
 from pathlib import Path
 

@@ -59,6 +59,18 @@ def trained(tmp_path_factory, corpus_file):
     return folder, folder / out.splitlines()[-1], out, err
 
 
+@pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "scripts").glob("*.py")))
+def test_a_script_of_a_clone_uses_the_code_of_the_clone(script, tmp_path):
+    """Another nanolm is installed, which would end everything."""
+    site = tmp_path / "site" / "nanolm"
+    site.mkdir(parents=True)
+    (site / "__init__.py").write_text("raise SystemExit('the nanolm that is installed')")
+    for installed in ({"PYTHONPATH": str(site.parent)}, {"PYTHONPATH": str(site.parent), "PYTHONSAFEPATH": "1"}):
+        code, out, err = call(script, "--help", cwd=tmp_path, **installed)
+        assert code == 0, err
+        assert f"scripts/{script}.py" in out
+
+
 def test_train_prints_a_sample_a_table_and_the_run_directory(trained):
     folder, run_dir, out, err = trained
     assert run_dir.parent == folder / "runs" / "my run (1)"

@@ -12,7 +12,7 @@ from torch import Tensor
 from nanolm.baselines.classifier import classification_nll
 from nanolm.baselines.learner import EpochSums, Learner, Objective, loss_options
 from nanolm.calibration import GroupedMeter
-from nanolm.config import from_yaml
+from nanolm.config import from_yaml, typed
 from nanolm.config.schema_baseline import BaselineConfig
 from nanolm.errors import CheckpointError, ConfigError, NonFiniteError
 from nanolm.loss import Distillation, LossOptions, NLLResult
@@ -36,8 +36,8 @@ def read_teacher(config: BaselineConfig) -> BaselineConfig | None:
         its, ours = getattr(teacher.task, name), getattr(config.task, name)
         if not (its == ours or (name == "path" and its and ours and Path(its).resolve() == Path(ours).resolve())):
             raise ConfigError(
-                f"{TEACHER}: expected a baseline of the same data, found task.{name} {its!r} in {path} and {ours!r} "
-                "here; give the same task.name, task.path and task.target to both"
+                f"{TEACHER}: expected a baseline of the same data, found task.{name} {typed(its)} in {path} and "
+                f"{typed(ours)} here; give the same task.name, task.path and task.target to both"
             )
     if teacher.loss.distillation.teacher is not None:
         raise ConfigError(

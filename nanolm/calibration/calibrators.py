@@ -5,6 +5,7 @@
   p = (q - ε/V) / (1-ε) restores it exactly. Where q < ε/V that is negative and is floored.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from nanolm.calibration.meter import CalibrationMeter
 from nanolm.calibration.temperature import CalibrationRefused, fit_temperature_from_logits
-from nanolm.errors import ConfigError
+from nanolm.errors import ConfigError, NonFiniteError
 from nanolm.loss import LossOptions, NLLResult, softmax_nll
 from nanolm.loss.dense import soft_capped
 from nanolm.loss.rows import rows_per_chunk
@@ -33,43 +34,67 @@ class VectorScaling:
     def fit(cls, logits: Tensor, targets: Tensor) -> "VectorScaling":
         """Minimise the NLL of (N, V) calibration logits with (N,) class indices, a convex problem, by L-BFGS.
 
-        A ridge of 1e-6 on the changes keeps a class without examples where it is. Raises ConfigError for more than 1000
-        classes: with a scale for each, the fit would learn the calibration data by heart.
+        A ridge of 1e-6 on the changes keeps a class without examples where it is. A class that a logit of minus
+        infinity excludes stays excluded.
+
+        Raises:
+            ConfigError: more than 1000 classes: the fit would learn the calibration data by heart.
+            CalibrationRefused: no tokens.
+            NonFiniteError: a logit is NaN or plus infinity, or a target's is minus infinity: no map of it can be right.
         """
-        num_tokens, num_classes = logits.shape
+        num_classes = logits.shape[1]
         if num_classes > MAX_CLASSES:
             raise ConfigError(f"vector scaling: expected at most {MAX_CLASSES} classes, found {num_classes}")
-        if num_tokens == 0:
+        valid = targets != LossOptions().ignore_index
+        z, targets = logits.detach().double()[valid], targets[valid]
+        if len(z) == 0:
             raise CalibrationRefused("vector scaling cannot be fitted to no tokens; the calibration split is empty")
-        z = logits.detach().double()
+        if not softmax_nll(z, targets).objective.isfinite():
+            raise NonFiniteError(
+                "vector scaling cannot be fitted: the logits of some tokens are NaN or infinite, or exclude the target"
+            )
         scale, shift = torch.ones(num_classes, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
         parameters = [scale.requires_grad_(), shift.requires_grad_()]
         optimizer = torch.optim.LBFGS(parameters, max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
         def objective() -> Tensor:
             optimizer.zero_grad()
-            nll = softmax_nll(scale * z + shift, targets, reduction="mean").objective
+            nll = softmax_nll(_scaled(z, scale, shift), targets, reduction="mean").objective
             total = nll + 1e-6 * ((scale - 1).square().sum() + shift.square().sum())
             total.backward()  # type: ignore[no-untyped-call]
             return total
 
         with torch.enable_grad():
             optimizer.step(objective)  # type: ignore[no-untyped-call]
+        if not (scale.isfinite().all() and shift.isfinite().all()):
+            raise NonFiniteError("vector scaling cannot be fitted: the logits are too large for float64")
         return cls(scale.detach(), shift.detach())
 
     def __call__(self, logits: Tensor) -> Tensor:
         """(N, V) logits, scaled and shifted."""
-        return self.scale * logits.double() + self.shift
+        return _scaled(logits.double(), self.scale, self.shift)
+
+
+def _scaled(z: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """scale · z + shift; minus infinity stays as it is, for a scale of 0 or less too, and has no gradient."""
+    excluded = z == -math.inf
+    return torch.where(excluded, -math.inf, scale * z.masked_fill(excluded, 0) + shift)
 
 
 def invert_smoothing(logits: Tensor, label_smoothing: float) -> tuple[Tensor, float]:
     """(N, V) logits of q to logits of p = (q - ε/V) / (1-ε), and the share of probabilities that was floored.
 
     What is below 1e-6, the floor, is set to it, and each row is divided by its sum: without a floored entry it is 1.
+
+    Raises:
+        ConfigError: the smoothing is outside [0, 1).
+        NonFiniteError: a logit is NaN or plus infinity, or all of a row are minus infinity.
     """
     if not 0 <= label_smoothing < 1:
         raise ConfigError(f"label_smoothing: expected a number in [0, 1), found {label_smoothing}")
     p = (logits.double().softmax(dim=1) - label_smoothing / logits.shape[1]) / (1 - label_smoothing)
+    if p.isnan().any():
+        raise NonFiniteError("label smoothing cannot be inverted: the logits of some tokens are NaN or infinite")
     floored = p < FLOOR
     p = p.clamp(min=FLOOR)
     share = float(floored.double().mean()) if p.numel() else 0.0
@@ -136,7 +161,7 @@ class Calibrator:
 
     name: str
     apply: Callable[[Scored, Tensor], tuple[Tensor, float | None]]
-    """fitted on the first, applied to the second; may raise ConfigError or CalibrationRefused"""
+    """fitted on the first, applied to the second; may raise ConfigError, CalibrationRefused or NonFiniteError"""
     about: str = ""
     spec: str = ""
 
@@ -157,7 +182,7 @@ def _row(calibrator: Calibrator, folds: Sequence[tuple[Scored, Scored]]) -> dict
         try:
             mapped, number = calibrator.apply(fitting, logits)
             numbers += [] if number is None else [number]
-        except (ConfigError, CalibrationRefused) as error:
+        except (ConfigError, CalibrationRefused, NonFiniteError) as error:
             mapped = logits
             refusals.append(str(error))
         meter.update(softmax_nll(mapped, targets))

@@ -66,25 +66,28 @@ class GroupedMeter:
             group: (N,) int64 in [0, num_groups), the group of each token; None where there is one.
 
         Raises:
-            NonFiniteError: a valid token's NLL or confidence is NaN; nothing was added.
+            NonFiniteError: a valid token's NLL is NaN, or another statistic is not finite; nothing was added.
         """
         valid = result.valid.cpu().numpy()
         if result.confidence is None or result.correct is None:
             raise ValueError('a result without confidence: expected statistics="basic" or "full", found "none"')
         nll, confidence = _floats(result.nll)[valid], _floats(result.confidence)[valid]
         correct = result.correct.cpu().numpy()[valid]
-        broken = int((np.isnan(nll) | np.isnan(confidence)).sum())
-        if broken:
-            raise NonFiniteError(
-                f"{broken:,} of {len(nll):,} tokens have NaN for an NLL or a confidence, so no figure can be formed; "
-                "the logits were NaN or infinite"
-            )
         values = {"nll": nll, "squared_error": np.square(confidence - correct)}
         if result.entropy is not None:
             values["entropy"] = _floats(result.entropy)[valid]
         if result.sum_squared_probabilities is not None:
             # Σ_k (p_k - y_k)² = Σ p² - 2 p_t + 1
             values["brier"] = _floats(result.sum_squared_probabilities)[valid] - 2 * np.exp(-nll) + 1
+        broken = np.isnan(nll) | np.isnan(confidence)
+        for name, column in values.items():
+            if name != "nll":  # which is infinite where a probability was 0; nothing else may be
+                broken |= ~np.isfinite(column)
+        if broken.any():
+            raise NonFiniteError(
+                f"{broken.sum():,} of {len(nll):,} tokens have NaN among their statistics, so no metric can be formed; "
+                "the logits were NaN or infinite"
+            )
         if len(nll):
             self._known &= values.keys()
         groups = np.zeros(len(nll), np.int64) if group is None else group.cpu().numpy()[valid]
@@ -106,9 +109,10 @@ class GroupedMeter:
             table += np.bincount(cell, weights, minlength=cells).astype(np.int64).reshape(table.shape)
         infinite = values["nll"] > _LARGEST_NLL
         self._infinite += np.bincount(group[infinite], minlength=self.num_groups)
+        values["nll"] = np.where(infinite, 0, values["nll"])
         for name, column in values.items():
             # Two halves, so that a float64 counts each exactly.
-            units = np.rint(np.where(infinite, 0, column) / UNIT).astype(np.int64)
+            units = np.rint(column / UNIT).astype(np.int64)
             high, low = units >> 24, units & ((1 << 24) - 1)
             high_sum, low_sum = (
                 np.bincount(group, half, minlength=self.num_groups).astype(np.int64) for half in (high, low)
@@ -176,7 +180,7 @@ class CalibrationMeter:
         """Add the valid tokens (or examples) of a result with statistics "basic" or "full"; returns self.
 
         Raises:
-            NonFiniteError: a valid token's NLL or confidence is NaN; nothing was added.
+            NonFiniteError: a valid token's NLL is NaN, or another statistic is not finite; nothing was added.
         """
         self._meter.update(result)
         return self

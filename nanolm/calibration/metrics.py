@@ -80,12 +80,16 @@ def binned(bins: Bins) -> dict[str, float]:
 
 
 def from_fine_bins(fine: Bins, num_bins: int = 15) -> dict[str, float]:
-    """Figures that need the order of confidences: equal-mass and debiased ones, smooth ECE, AURC."""
-    masses = fine.equal_mass(num_bins)
+    """Figures that need the order of confidences: equal-mass and debiased ones, smooth ECE, AURC.
+
+    The noise within a bin shows from two tokens on, so the debiased metrics of fewer than 2 · ``num_bins`` tokens have
+    fewer bins.
+    """
+    several = fine.equal_mass(min(num_bins, max(1, int(fine.count.sum()) // 2)))
     return {
-        "ece_equal_mass": binned(masses)["ece"],
-        "ece_debiased": debiased_ece(masses),
-        "rmsce_debiased": debiased_rmsce(masses),
+        "ece_equal_mass": binned(fine.equal_mass(num_bins))["ece"],
+        "ece_debiased": debiased_ece(several),
+        "rmsce_debiased": debiased_rmsce(several),
         "smooth_ece": smooth_ece(fine),
         "aurc": area_under_risk_coverage(fine),
     }
@@ -112,14 +116,13 @@ def debiased_ece(bins: Bins) -> float:
 def debiased_rmsce(bins: Bins) -> float:
     """Root of Σ n_b/N [(c_b - a_b)² - a_b (1 - a_b) / (n_b - 1)], 0 where that is negative (Kumar et al. 2019).
 
-    A bin of one token or less cannot tell its own noise and is left out.
+    A bin of one token or less cannot tell its own noise, so nothing is taken off it.
     """
-    several = bins.count > 1
-    if not several.any():
-        return 0.0
-    count = bins.count[several]
-    confidence, accuracy = bins.confidence[several] / count, bins.correct[several] / count
-    squares = (confidence - accuracy) ** 2 - accuracy * (1 - accuracy) / (count - 1)
+    filled = bins.count > 0
+    count = bins.count[filled]
+    confidence, accuracy = bins.confidence[filled] / count, bins.correct[filled] / count
+    noise = np.where(count > 1, accuracy * (1 - accuracy) / np.where(count > 1, count - 1, 1), 0)
+    squares = (confidence - accuracy) ** 2 - noise
     return math.sqrt(max(0.0, float((squares * count).sum() / count.sum())))
 
 

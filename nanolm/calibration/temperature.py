@@ -94,7 +94,7 @@ def fit_temperature(
 
     Raises:
         CalibrationRefused: no valid token, or the best temperature is outside [0.02, 50] (all right, or all wrong).
-        NonFiniteError: the logits are NaN or infinite.
+        NonFiniteError: a logit is NaN or plus infinity, or a target's is minus infinity.
     """
 
     def score(temperature: float, part: slice) -> NLLResult:
@@ -174,7 +174,9 @@ def _fit(
         if len(gap) == 0:
             raise CalibrationRefused("a temperature cannot be fitted to no tokens; the calibration split is empty")
         if not (np.isfinite(gap).all() and np.isfinite(variance).all()):
-            raise NonFiniteError("a temperature cannot be fitted: the logits of some tokens are NaN or infinite")
+            raise NonFiniteError(
+                "a temperature cannot be fitted: the logits of some tokens are NaN or infinite, or exclude the target"
+            )
         if beta == 1 and not variance.any():
             raise CalibrationRefused(
                 "the logits of every token are all equal, or so far apart that no probability moves: every temperature "

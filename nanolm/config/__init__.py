@@ -5,6 +5,6 @@ imported when something is composed and not before.
 """
 
 from nanolm.config.compose import load
-from nanolm.config.convert import differences, dotted, flatten, from_yaml, to_yaml
+from nanolm.config.convert import differences, dotted, flatten, from_yaml, to_yaml, typed
 
-__all__ = ["differences", "dotted", "flatten", "from_yaml", "load", "to_yaml"]
+__all__ = ["differences", "dotted", "flatten", "from_yaml", "load", "to_yaml", "typed"]

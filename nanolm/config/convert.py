@@ -183,10 +183,19 @@ def shown(value: object) -> str:
     return _excerpt.repr(value)
 
 
+def typed(value: object) -> str:
+    """A value as a user types it behind ``KEY=``."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(typed, value))}]"
+    return shown(value) if value is None or isinstance(value, bool) or value == "" else str(value)
+
+
 def _hint(item: Field[Any], value: object, path: str) -> str:
     if get_origin(item.type) is tuple:
         return f"; write {path}=[first,second]" + (', numbers as "1"' if isinstance(value, list) else "")
     members = [item.type, *get_args(item.type)]
+    if isinstance(value, str) and value.lower() == "none" and NoneType in members:
+        return "; write null for none"
     if isinstance(value, str):
         choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
         return did_you_mean(value, choices)
@@ -210,7 +219,7 @@ def differences(there: object, now: object, changeable: tuple[str, ...]) -> list
     """Where two configurations differ, one line a key, but for keys that begin with one of ``changeable``."""
     before, after = flatten(there), flatten(now)
     return [
-        f"  {name}: {before.get(name)!r} there, {after.get(name)!r} now"
+        f"  {name}: {typed(before.get(name))} there, {typed(after.get(name))} now"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name) and not name.startswith(changeable)
     ]

@@ -129,7 +129,7 @@ def _check(
 def _check_value(key: str, value: str, item: Field[Any] | None, sweep: bool) -> None:
     """Check that Hydra can read a value; that of a group, which has no field, must name one choice or several."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import ChoiceSweep
+    from hydra.core.override_parser.types import ChoiceSweep, Glob
     from hydra.errors import HydraException
 
     expected = type_of(item) if item else "the name of a choice (--help lists them)"
@@ -141,6 +141,10 @@ def _check_value(key: str, value: str, item: Field[Any] | None, sweep: bool) -> 
         many = f"write {key}=[…]" if item and get_origin(item.type) is tuple else "add -m for one run with each"
         raise ConfigError(f"{key}: expected one value, found several, {shown(value)}; {many}")
     chosen = parsed.value()
+    if isinstance(chosen, Glob):
+        if item is not None:
+            raise ConfigError(f"{key}: expected {expected}, found {shown(value)}; glob(…) is for names of choices")
+        return
     names = chosen.list if isinstance(chosen, ChoiceSweep) else [chosen]
     if item is None and not all(isinstance(name, str) and name for name in names):
         raise ConfigError(f"{key}: expected {expected}, found {shown(value)}")

@@ -239,7 +239,7 @@ class WandbConfig:
     """The mirror of metrics.jsonl at Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = key("auto is online with a key, offline without")
-    project: str = key("project that the run belongs to", text=True)
+    project: str | None = key("project that the run belongs to (null: WANDB_PROJECT, else nanolm)", text=True)
     entity: str | None = key("user or team (null: the account's default)", text=True)
     group: str | None = key("group of runs, for sweeps", text=True)
     tags: tuple[str, ...] = key("words to find the run by")

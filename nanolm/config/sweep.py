@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nanolm.config.catalog import SCRIPTS, Script
+from nanolm.config.catalog import SCRIPTS, Script, choices
 from nanolm.config.command_line import Summarize, Task, call_hydra, log_file, refused_by_machine
 from nanolm.config.compose import compose_prepared, finish, hydra_errors
 from nanolm.config.convert import convert
@@ -53,10 +53,10 @@ def run_sweep(
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    composition = compose_prepared(script.name, _first_job(prepared), config_dir)
+    composition = compose_prepared(script.name, _first_job(prepared, config_dir), config_dir)
     if composition.swept:
         in_file = [f"{key}={value}" for key, value in composition.swept.items()]
-        composition = compose_prepared(script.name, _first_job([*in_file, *prepared]), config_dir)
+        composition = compose_prepared(script.name, _first_job([*in_file, *prepared], config_dir), config_dir)
     convert(script.schema, composition.container)
     outcomes: list[str | None] = []
     job = _job(script.name, task, outcomes, command)
@@ -86,19 +86,34 @@ def _summarized(summarize: Summarize, directory: Path) -> bool:
     return True
 
 
-def _first_job(prepared: list[str]) -> list[str]:
-    """The overrides with the first value of each that has several: what is wrong with them is wrong in any job."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def _first_job(prepared: list[str], config_dir: Path) -> list[str]:
+    """The overrides with the first value of each that has several: what is wrong with them is wrong in any job.
 
-    first = {}  # the last one of a key counts, as it does for the sweeper
+    Raises:
+        ConfigError: one of them has no value at all, so that there would be no job.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+
+    first: dict[str, str | None] = {}  # the last one of a key counts, as it does for the sweeper
     with hydra_errors():
         for override in OverridesParser.create().parse_overrides(prepared):
-            key = override.get_key_element()
+            key, value = override.get_key_element(), override.value()
             if not override.is_sweep_override():
                 first[key] = str(override.input_line)
-            elif override.is_discrete_sweep() and hasattr(override.value(), "list"):
-                first[key] = f"{key}={next(override.sweep_string_iterator())}"
-    return list(first.values())
+            elif isinstance(value, Glob):
+                first[key] = next((f"{key}={name}" for name in value.filter(list(choices(config_dir, key)))), None)
+            elif override.is_discrete_sweep():
+                first[key] = next((f"{key}={text}" for text in override.sweep_string_iterator()), None)
+    elsewhere = any(override.startswith("hydra.searchpath=") for override in prepared)  # choices that are not ours
+    for key, job in first.items():
+        if job is None and not elsewhere:
+            known = ", ".join(choices(config_dir, key))
+            raise ConfigError(
+                f"{key}: expected one value or more, found none, so there is no job to run"
+                + (f"; {key} is one of {known}" if known else "")
+            )
+    return [job for job in first.values() if job is not None]
 
 
 def _job(script: str, task: Task, outcomes: list[str | None], command: str) -> Callable[[Any], None]:

@@ -7,6 +7,7 @@ files and devices that were asked for have to be there before a run begins.
 import glob
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from nanolm.config.convert import report
@@ -25,6 +26,7 @@ from nanolm.config.schema import (
 )
 from nanolm.config.schema_baseline import BaselineConfig, TaskConfig
 from nanolm.config.schema_first_principles import FirstPrinciplesConfig
+from nanolm.files import glob_paths
 
 LOCAL_CORPORA = ("text", "jsonl", "parquet")
 HUB_CORPORA = ("tinystories", "wikitext2", "wikitext103", "fineweb_edu")
@@ -252,7 +254,7 @@ def _missing_folder(name: str, path: str, expected: str) -> Iterator[str]:
 def _missing_corpus(path: str) -> Iterator[str]:
     if os.path.isdir(path):
         yield f"data.path: {path!r} is a folder; give a file, or a glob such as data.path='{path.rstrip('/')}/*.txt'"
-    elif not os.path.exists(path) and not any(os.path.isfile(match) for match in glob.iglob(path, recursive=True)):
+    elif not os.path.exists(path) and not any(map(os.path.isfile, glob_paths(Path(path)))):
         what = "no file matches" if glob.has_magic(path) else "no such file"
         yield f"data.path: {what} {path!r}, seen from {os.getcwd()}{tilde(path)}"
 

@@ -27,11 +27,13 @@ class Document:
         place: where it stands, for messages: a file, and a line or row of it.
         chunks: its text in order, in parts of any length; read once.
         split: the split it belongs to where the corpus decides that, else None.
+        sha256: of its UTF-8 bytes, where the corpus knows it without reading the text.
     """
 
     place: str
     chunks: Iterable[str]
     split: str | None = None
+    sha256: str | None = None
 
 
 class Corpus(Protocol):

@@ -1,7 +1,8 @@
 """Tokenize a corpus into a folder of shards, once.
 
 Text streams through: read, cut into pieces, encoded on all cores while the next pieces are read and the last ones are
-written. Memory does not grow with the corpus. The folder appears under its name when it is whole, or not at all.
+written. Memory grows with the number of documents alone, each of which is known by a hash. The folder appears under its
+name when it is whole, or not at all.
 """
 
 import hashlib
@@ -31,9 +32,9 @@ from nanolm.data.prepared import (
     open_prepared,
 )
 from nanolm.data.shards import SplitWriter
-from nanolm.data.splits import ALL, SPLITS, split_documents, undivided
+from nanolm.data.splits import ALL, SPLITS, Copies, split_documents, undivided
 from nanolm.data.tokenizer import Tokenizer, UnknownCharacter, train_tokenizer
-from nanolm.errors import DataError
+from nanolm.errors import DataError, sentence
 from nanolm.files import NO_ROOM, atomic_directory, failure, file_table, lock
 
 BATCH_CHARACTERS = 1 << 20
@@ -127,7 +128,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         open_prepared(folder, verify=False)
     except DataError as error:
-        logger.warning("%s It is made anew.", error)
+        logger.warning("%s It is made anew.", sentence(error))
         return False
     return True
 
@@ -160,7 +161,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 break
             except DataError as error:
                 if not told:
-                    logger.warning("%s Waiting.", error)
+                    logger.warning("%s Waiting.", sentence(error))
                 told = True
                 time.sleep(LOCK_POLL_SECONDS)
         yield
@@ -176,8 +177,8 @@ def _write_corpus(
 ) -> None:
     whole = ALL in settings["splits"]
 
-    def read() -> Iterator[Piece]:
-        return pieces(undivided(corpus) if whole else split_documents(corpus, data))
+    def read(copies: Copies | None = None) -> Iterator[Piece]:
+        return pieces(undivided(corpus) if whole else split_documents(corpus, data, copies))
 
     if isinstance(tokenizer, TokenizerConfig):
         texts = (piece.text for piece in read() if piece.split == "train")
@@ -185,9 +186,10 @@ def _write_corpus(
     tokenizer.save(folder / TOKENIZER)
     id_type = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     writers: dict[str, SplitWriter] = {}
+    copies = Copies()
     num_empty, done, total = 0, 0, corpus.num_bytes()
     with ExitStack() as files:
-        for batch in _encoded(read(), tokenizer, ID_TYPES[id_type]):
+        for batch in _encoded(read(copies), tokenizer, ID_TYPES[id_type]):
             for piece, ids, num_bytes in batch:
                 done += num_bytes
                 if not piece.text:
@@ -201,6 +203,12 @@ def _write_corpus(
     corpus.check_unchanged()
     if num_empty:
         logger.warning("data=%s: %d documents without text are left out", data.name, num_empty)
+    if copies.count:
+        logger.warning(
+            "data=%s: %d documents equal an earlier one; %d of them had been dealt to another split than that one and "
+            "join it, so that no split holds a document of another",
+            *(data.name, copies.count, copies.moved),
+        )
     needed = ALL if whole else "train"
     if needed not in writers:
         raise DataError(f"data={data.name}: no document with text is left for the {needed} split; give more text")

@@ -3,8 +3,12 @@
 Documents are dealt by a keyed permutation of their numbers, so that a split is a uniform sample, the same in every
 run and on every machine, without a list in memory. A corpus of one document is cut instead: its last
 ``val_fraction`` is val, the ``calibration_fraction`` before it calibration, the rest train; there is no test split.
+
+A document that equals an earlier one joins the split of that one, so that no split holds the text of another: what is
+scored was not trained on.
 """
 
+import hashlib
 import itertools
 import logging
 import math
@@ -20,6 +24,8 @@ from nanolm.errors import DataError
 ALL = "all"
 SPLITS = ("train", "calibration", "val", "test", "shifted", ALL)
 """A corpus holds some of the first five, or the last alone: every document, whole."""
+
+_EMPTY = hashlib.sha256().hexdigest()
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +45,48 @@ class SplitDocument:
     offset: int = 0
 
 
-def split_documents(corpus: Corpus, config: DataConfig) -> Iterator[SplitDocument]:
+class Copies:
+    """Documents that equal an earlier one. Memory: about 100 bytes for each distinct document.
+
+    Attributes:
+        count: how many there were.
+        moved: how many of them had been dealt to another split than the first.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.moved = 0
+        self._split_of: dict[int, str] = {}
+
+    def place(self, document: Document, split: str) -> SplitDocument:
+        """The document in the split of the first that equals it; one without text equals none."""
+        sha256 = document.sha256
+        if sha256 is None:
+            text = "".join(document.chunks)
+            document, sha256 = replace(document, chunks=(text,)), hashlib.sha256(text.encode()).hexdigest()
+        if sha256 == _EMPTY:
+            return SplitDocument(split, document)
+        key = int(sha256[:16], 16)
+        first = self._split_of.get(key)
+        if first is None:
+            first = self._split_of[key] = split
+        else:
+            self.count += 1
+            self.moved += first != split
+        return SplitDocument(first, document)
+
+    @property
+    def leave_no_train(self) -> bool:
+        """Whether each document that was dealt to train equals an earlier one of another split."""
+        return self.moved > 0 and "train" not in self._split_of.values()
+
+
+def split_documents(corpus: Corpus, config: DataConfig, copies: Copies | None = None) -> Iterator[SplitDocument]:
     """All documents of a corpus with their splits, in the corpus's order.
+
+    Args:
+        corpus: read once, or twice where its only document is cut.
+        config: the splits' settings.
+        copies: counts the documents that equal an earlier one.
 
     Raises:
         DataError: a document cannot be read, or there is too little text for a train split.
@@ -54,9 +100,14 @@ def split_documents(corpus: Corpus, config: DataConfig) -> Iterator[SplitDocumen
             else:
                 yield SplitDocument(document.split, document)
         return
-    dealt = deal(count, config)
+    dealt, copies = deal(count, config), copies or Copies()
     for document in corpus.documents():
-        yield SplitDocument(document.split or next(dealt), document)
+        yield copies.place(document, document.split or next(dealt))
+    if copies.leave_no_train:
+        raise DataError(
+            f"data={config.name}: {copies.count:,} documents equal an earlier one, and none is left to train on; "
+            "give more texts that differ, or another data.split_seed"
+        )
 
 
 def undivided(corpus: Corpus) -> Iterator[SplitDocument]:

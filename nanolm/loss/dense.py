@@ -27,6 +27,7 @@ def softmax_nll(
     soft_targets: (N, V) target distributions, constants, that take the one-hot's place in the objective
     options, reduction: see LossOptions; "sum", "mean" over valid tokens (0 over none) or "none"
 
+    A logit of minus infinity excludes its class; one of plus infinity, like NaN, makes the token's results NaN.
     Differentiable in logits, twice if need be. Raises ConfigError for wrong shapes, dtypes and, on the CPU, targets.
     """
     check_choice("reduction", reduction, Reduction)
@@ -94,7 +95,8 @@ def bernoulli_nll(
     options, reduction: see LossOptions (V = 2); "sum", "mean" over valid examples (0 over none) or "none"
 
     For a target y between 0 and 1, nll is the expected one, -y ln p - (1-y) ln(1-p), and the class that ``correct``
-    speaks of is 1 where y > 1/2. At a logit of exactly 0 the first arg max is class 0.
+    speaks of is 1 where y > 1/2. At a logit of exactly 0 the first arg max is class 0. Infinite log-odds are
+    certainty: the NLL of the other class is infinite, and its gradient is that of any large logit.
 
     Differentiable in logits, twice if need be. Raises ConfigError for wrong shapes, dtypes and, on the CPU, targets.
     """
@@ -107,20 +109,20 @@ def bernoulli_nll(
 
     with torch.autocast(logits.device.type, enabled=False):
         z = soft_capped(logits if logits.dtype == torch.float64 else logits.float(), options.softcap)
-        z = (z / options.temperature).clamp(-torch.finfo(z.dtype).max, torch.finfo(z.dtype).max)
+        z = z / options.temperature
         y = torch.where(valid, targets, 0).to(z.dtype)
         nll_of_one, nll_of_zero = softplus(-z), softplus(z)
 
-        nll = y * nll_of_one + (1 - y) * nll_of_zero
+        nll = weighted(y, nll_of_one) + weighted(1 - y, nll_of_zero)
         q = (1 - options.label_smoothing) * y + options.label_smoothing / 2
-        objective = q * nll_of_one + (1 - q) * nll_of_zero
+        objective = weighted(q, nll_of_one) + weighted(1 - q, nll_of_zero)
         if options.z_loss:
             objective = objective + options.z_loss * nll_of_zero.square()  # lse([0, z]) = softplus(z)
         count = valid.sum()
         objective = reduce(torch.where(valid, objective, 0), count, reduction)
 
         with torch.no_grad():
-            magnitude = z.abs()
+            magnitude = z.abs().clamp(max=torch.finfo(z.dtype).max)  # infinite times a doubt of 0 is 0
             confidence, doubt = magnitude.sigmoid(), (-magnitude).sigmoid()  # of the likelier and the other class
             return NLLResult(
                 objective=objective,
@@ -138,9 +140,15 @@ def bernoulli_nll(
 def softplus(z: Tensor) -> Tensor:
     """ln(1 + exp(z)), the NLL of the outcome that z speaks against; small ones keep their digits, large ones are z.
 
-    It is smooth at 0 in its derivatives too, where max(z, 0) + ln(1 + exp(-|z|)) has none for autograd to find.
+    Its derivative is the sigmoid of z everywhere: at 0, where max(z, 0) + ln(1 + exp(-|z|)) has none for autograd to
+    find, and at both infinities, where that of logaddexp is NaN.
     """
-    return torch.logaddexp(z, torch.zeros_like(z))
+    return -torch.nn.functional.logsigmoid(-z)
+
+
+def weighted(weight: Tensor, nll: Tensor) -> Tensor:
+    """weight · nll, where a weight of 0 makes even an infinite nll 0."""
+    return torch.where(weight == 0, 0, weight * nll)
 
 
 def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:

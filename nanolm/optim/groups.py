@@ -46,6 +46,12 @@ class Optimizers:
         """Moments and counters of every optimizer, by its name: tensors, numbers and strings only."""
         return {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
 
+    def moments(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every moment that there is by now, with a name for messages."""
+        for name, state in self.state_dict().items():
+            for number, kept in state["state"].items():
+                yield from ((f"{key} of parameter {number} of {name}", kept[key]) for key in MOMENTS[name])
+
     def num_moment_bytes(self) -> int:
         """Bytes of all moments once every parameter has them."""
         return sum(

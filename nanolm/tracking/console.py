@@ -118,6 +118,7 @@ class Console:
             nonlocal last, text
             now = time.monotonic()
             rate = done / max(now - start, 1e-9)
+            total = None if total is not None and done > total else total  # it was an estimate, and it was wrong
             fraction = done / total if total else 0.0
             name = f"{title} ({fraction:.0%})" if total else title
             figures = [_amount(done, total, unit), _rate(rate, unit)]

@@ -40,11 +40,18 @@ EXPLAINED = 2
 """Exit code of the child process when it has said itself why it stopped."""
 
 
-def choose_mode(config: WandbConfig, environment: Mapping[str, str]) -> Mode:
-    """``wandb.mode``, or what ``WANDB_MODE`` says where that is ``auto``; what stays ``auto`` looks for a key."""
-    if config.mode == "auto":
-        return GIVEN_MODES.get(environment.get("WANDB_MODE", ""), "auto")
-    return config.mode
+DEFAULT_PROJECT = "nanolm"
+
+
+def choose_mode(config: WandbConfig, environment: Mapping[str, str]) -> Mode | None:
+    """``wandb.mode``, or what ``WANDB_MODE`` says where that is ``auto``; what stays ``auto`` looks for a key.
+
+    None where ``WANDB_MODE`` is unknown: whatever it should have meant, sending nothing is not wrong.
+    """
+    given = environment.get("WANDB_MODE", "").strip().lower()
+    if config.mode != "auto" or not given:
+        return config.mode
+    return GIVEN_MODES.get(given)
 
 
 class WandbMirror:
@@ -65,7 +72,7 @@ class WandbMirror:
         Args:
             config: project, entity, group, tags and mode.
             run_directory: wandb's files go to its folder ``wandb``.
-            name: the run's display name.
+            name: the run's display name, where ``WANDB_NAME`` gives no other.
             run_config: the whole configuration as nested dictionaries of plain values.
             note: called from another thread with each line that the user should read.
         """
@@ -74,7 +81,12 @@ class WandbMirror:
         self._ending = False
         self._folder = run_directory / "wandb"
         mode = choose_mode(config, os.environ)
-        if mode == "disabled":
+        if mode is None:
+            self._note(
+                f"wandb is off, the run goes on: WANDB_MODE: expected online, offline or disabled, found "
+                f"{os.environ['WANDB_MODE']!r}; correct it, or set wandb.mode"
+            )
+        if mode in (None, "disabled"):
             return
         try:
             self._start(
@@ -83,11 +95,11 @@ class WandbMirror:
                     "run_directory": str(run_directory),
                     "metrics": str(metrics),
                     "id": _run_id(self._folder / "run-id", os.environ),
-                    "project": config.project,
+                    "project": config.project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
                     "entity": config.entity,
                     "group": config.group,
-                    "tags": list(config.tags),
-                    "name": name,
+                    "tags": list(config.tags) or None,  # None: what WANDB_TAGS says
+                    "name": os.environ.get("WANDB_NAME") or name,
                     "config": run_config,
                     "argv": sys.argv,
                     "pid": os.getpid(),

@@ -71,8 +71,10 @@ def save_checkpoint(
     the weights that the run learns from, where there is a teacher.
 
     Raises:
+        NonFiniteError: a weight or a moment is NaN or infinite; nothing was written.
         OSError: the disk is full or failing; checkpoints that were there before are untouched.
     """
+    state.check_finite()
     path = checkpoint_path(run_dir, state.step)
     with _write_errors(path), atomic_directory(path) as folder:
         with _write_errors(path / WEIGHTS):
@@ -255,12 +257,17 @@ class Checkpoint:
         """Copy the weights into a model of the same shape.
 
         Raises:
-            CheckpointError: a tensor is missing, unknown, or of another shape.
+            CheckpointError: a tensor is missing, unknown, of another shape, or not finite.
         """
         try:
             model.load_state_dict(safetensors.torch.load_file(self.path / WEIGHTS))
         except (RuntimeError, safetensors.SafetensorError) as error:
             raise CheckpointError(f"{self.path / WEIGHTS}: the weights do not fit the model: {error}") from None
+        for name, weight in model.state_dict().items():
+            if not torch.isfinite(weight).all():
+                raise CheckpointError(
+                    f"{self.path / WEIGHTS}: expected finite weights, found NaN or infinity in {name}"
+                )
 
     def load_state(self, state: TrainingState) -> None:
         """Restore weights, optimizer state and counters in place.

@@ -95,7 +95,7 @@ class TrainingLoop:
 
         Raises:
             StopRequested: a signal came; the state is that after the last completed step.
-            NonFiniteError: the gradient was not finite for too many steps in a row.
+            NonFiniteError: the gradient was not finite for too many steps in a row, or a weight is not.
             OutOfMemoryError: a micro-batch does not fit in memory.
         """
         state, trainer = self.state, self.config.trainer
@@ -246,8 +246,12 @@ class TrainingLoop:
             return math.inf
 
     def _skip(self) -> None:
-        """Count the step under way, number ``state.step + 1``, as skipped; too many in a row end the run."""
+        """Count the step under way, number ``state.step + 1``, as skipped; too many in a row end the run.
+
+        Where the weights themselves are not finite, no later step can be, and the run ends at once.
+        """
         state = self.state
+        state.check_finite()
         state.skipped_steps += 1
         state.skipped_in_a_row += 1
         if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:

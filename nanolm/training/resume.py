@@ -12,7 +12,7 @@ from nanolm.config import differences, from_yaml
 from nanolm.config.schema import TrainConfig
 from nanolm.data import PreparedCorpus
 from nanolm.device import Compute
-from nanolm.errors import CheckpointError, ConfigError, DataError
+from nanolm.errors import CheckpointError, ConfigError, DataError, sentence
 from nanolm.files import parse_json
 from nanolm.model import GPT
 from nanolm.optim import build_optimizer
@@ -87,7 +87,7 @@ def check_same_run(config: TrainConfig, run_dir: Path) -> None:
         before = from_yaml(path.read_text(encoding="utf-8"), TrainConfig)
     except (ConfigError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{path}: expected the configuration of this run: {error}. Copy config.yaml there from one of its "
+            f"{path}: expected the configuration of this run: {sentence(error)} Copy config.yaml there from one of its "
             "checkpoints, or give another hydra.run.dir for a new run."
         ) from None
     if differing := differences(before, config, CHANGEABLE):
@@ -139,7 +139,7 @@ def build_state(
         checkpoint.load_state(state)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}. Nothing was changed. Move {checkpoint.path} away to continue from the checkpoint before it, or "
-            "give another hydra.run.dir for a new run."
+            f"{sentence(error)} Nothing was changed. Move {checkpoint.path} away to continue from the checkpoint "
+            "before it, or give another hydra.run.dir for a new run."
         ) from None
     return state

@@ -10,7 +10,7 @@ from nanolm.config import to_yaml
 from nanolm.config.schema import EvaluateConfig, TrainConfig
 from nanolm.data import Loader, PreparedCorpus, open_prepared, prepare
 from nanolm.device import Compute, measure_peak_flops, resolve_compute
-from nanolm.errors import ConfigError, DataError
+from nanolm.errors import ConfigError, DataError, sentence
 from nanolm.evaluation import (
     Evaluation,
     Extras,
@@ -296,6 +296,6 @@ def _with_possible_prompt(config: TrainConfig, corpus: PreparedCorpus, console: 
     try:
         encode_prompt(corpus.tokenizer, config.sample)
     except DataError as error:
-        console.note(f"sample.{error} The samples will begin a new document instead.")
+        console.note(f"sample.{sentence(error)} The samples will begin a new document instead.")
         return replace(config, sample=replace(config.sample, prompt=""))
     return config

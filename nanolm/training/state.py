@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from nanolm.calibration import TrailingCalibration
-from nanolm.errors import CheckpointError
+from nanolm.errors import CheckpointError, NonFiniteError
 from nanolm.model import GPT
 from nanolm.optim import Optimizers
 from nanolm.tracking import Line
@@ -34,6 +36,22 @@ class TrainingState:
     """Confidence and accuracy of the last 65,536 tokens or more, for ``train/ece``."""
     unlogged: Line = field(default_factory=dict)
     """Metrics of the last completed step while its evaluation is under way; then they are logged as one line."""
+
+    def check_finite(self) -> None:
+        """Look at every weight and every moment of the optimizers.
+
+        Finite gradients are no promise: an update may overflow, or divide 0 by 0 where epsilon is too small.
+
+        Raises:
+            NonFiniteError: naming the first tensor that is not finite.
+        """
+        tensors = [*self.model.state_dict().items(), *self.optimizers.moments()]
+        for name, tensor in tensors:
+            if not torch.isfinite(tensor).all():
+                raise NonFiniteError(
+                    f"step {self.step:,}: expected finite weights and moments, found NaN or infinity in {name}: an "
+                    "update made it so, though its gradient was finite. Nothing was published since."
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """All but the weights, which have a file of their own: tensors, numbers, lists and dictionaries."""

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from nanolm.errors import CheckpointError, NonFiniteError, OutOfMemoryError, StorageError, out_of_memory
+from nanolm.errors import CheckpointError, NonFiniteError, OutOfMemoryError, StorageError, out_of_memory, sentence
 from nanolm.files import failure, free_bytes
 from nanolm.training.checkpoint import newest_checkpoint
 from nanolm.training.state import TrainingState
@@ -75,7 +75,7 @@ def failures_told(run_dir: Path, command: str) -> Iterator[None]:
         ) from error
     except NonFiniteError as error:
         raise NonFiniteError(
-            f"{error} {last_checkpoint(run_dir)} The same command would meet the same batches again: lower "
+            f"{sentence(error)} {last_checkpoint(run_dir)} The same command would meet the same batches again: lower "
             "optimizer.learning_rate (and optimizer.matrix_learning_rate) or trainer.max_grad_norm. "
             f"{OTHER_RUN} {command}"
         ) from error
@@ -88,7 +88,7 @@ def last_checkpoint(run_dir: Path) -> str:
     try:
         checkpoint = newest_checkpoint(run_dir)
     except (CheckpointError, OSError) as error:
-        return str(error)
+        return sentence(error)
     if checkpoint is None:
         return "The run has no checkpoint yet."
     return f"The last good checkpoint is {checkpoint.path}, of step {checkpoint.step:,}."

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -8,8 +10,8 @@ from nanolm.calibration.calibrators import (
     compare_calibrators_over_folds,
     invert_smoothing,
 )
-from nanolm.calibration.temperature import CalibrationRefused
-from nanolm.errors import ConfigError
+from nanolm.calibration.temperature import CalibrationRefused, fit_temperature, fit_temperature_from_logits
+from nanolm.errors import ConfigError, NonFiniteError
 from nanolm.loss import LossOptions, softmax_nll
 
 
@@ -46,6 +48,65 @@ def test_too_many_classes_and_no_tokens_are_refused():
         VectorScaling.fit(torch.zeros(3, 1001), torch.zeros(3, dtype=torch.long))
     with pytest.raises(CalibrationRefused, match="no tokens"):
         VectorScaling.fit(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+
+
+def test_a_masked_class_changes_no_fit_of_the_others():
+    """Minus infinity for a class that never occurs: the fits of the other classes are those without it."""
+    logits, targets, _, _ = distorted(2000)
+    masked = torch.cat([logits, torch.full((2000, 1), -math.inf)], dim=1)
+    plain, fit = VectorScaling.fit(logits, targets), VectorScaling.fit(masked, targets)
+    torch.testing.assert_close(fit.scale[:4], plain.scale, atol=1e-5, rtol=0)
+    mapped = fit(masked)
+    assert (mapped[:, 4] == -math.inf).all()
+    torch.testing.assert_close(mapped[:, :4].softmax(dim=1), plain(logits).softmax(dim=1), atol=1e-5, rtol=0)
+    temperatures = [fit_temperature_from_logits(z, targets).temperature for z in (logits, masked)]
+    assert temperatures[1] == pytest.approx(temperatures[0], rel=1e-9)
+    assert invert_smoothing(masked, 0.1)[0].isfinite().all()
+    for row in compare_calibrators((masked, targets), (masked, targets), 0.1):
+        assert all(math.isfinite(value) for value in row.values() if isinstance(value, float)), row
+
+
+def test_a_mask_of_some_rows_is_fitted_too():
+    logits, targets, _, _ = distorted(2000)
+    logits[::2, 3] = torch.where(targets[::2] == 3, logits[::2, 3], -math.inf)
+    fit = VectorScaling.fit(logits, targets)
+    assert fit.scale.isfinite().all()
+    assert fit.shift.isfinite().all()
+    before, after = (softmax_nll(z, targets, reduction="mean").objective for z in (logits, fit(logits)))
+    assert after < before
+
+
+@pytest.mark.parametrize("fit", [VectorScaling.fit, fit_temperature_from_logits])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_cannot_be_fitted_is_refused_and_never_nan(fit, value):
+    logits, targets, _, _ = distorted(100)
+    logits[7, targets[7]] = value  # for minus infinity: the target is excluded, so the NLL is infinite at any fit
+    with pytest.raises(NonFiniteError, match="cannot be fitted"):
+        fit(logits, targets)
+    targets[7] = -100  # ignored
+    for parameter in vars(fit(logits, targets)).values():
+        assert torch.as_tensor(parameter).isfinite().all()
+
+
+def test_the_temperature_of_a_head_refuses_what_is_not_finite():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(300, 8, generator=generator), torch.randn(5, 8, generator=generator)
+    targets = torch.multinomial((hidden @ weight.T / 2).softmax(dim=1), 1, generator=generator).squeeze(1)
+    bias = torch.zeros(6)
+    bias[5] = -math.inf
+    masked = fit_temperature(hidden, torch.cat([weight, weight[:1]]), targets, bias)
+    assert masked.temperature == pytest.approx(fit_temperature(hidden, weight, targets).temperature, abs=1e-4)
+    hidden[3, 3] = math.nan
+    with pytest.raises(NonFiniteError, match="cannot be fitted"):
+        fit_temperature(hidden, weight, targets)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_smoothing_of_what_is_not_finite_is_not_inverted(value):
+    logits, *_ = distorted(10)
+    logits[2, 1] = value
+    with pytest.raises(NonFiniteError, match="cannot be inverted"):
+        invert_smoothing(logits, 0.1)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import itertools
 import math
@@ -115,6 +116,37 @@ def test_nan_is_refused_and_leaves_the_meter_as_it_was():
     logits[3, 1] = math.nan
     with pytest.raises(NonFiniteError, match=r"1 of 5 tokens have NaN"):
         meter.update(softmax_nll(logits, targets))
+    assert meter.metrics() == before
+
+
+@pytest.mark.parametrize("worst", [-50.0, -1e5, -(2.0**20) - 1, -1e7, -1e38, -math.inf])
+@pytest.mark.parametrize("loss", [softmax_nll, lambda z, y: bernoulli_nll(z[:, 1] - z[:, 0], y)])
+def test_only_the_nll_of_an_excluded_class_is_infinite(worst, loss):
+    """However small a probability is, every other metric is the mean that NumPy takes."""
+    logits, targets = torch.tensor([[0.0, worst], [0.0, 1.0], [0.5, 0.0]]), torch.tensor([1, 1, 0])
+    result = loss(logits, targets)
+    found = CalibrationMeter().update(result).metrics()
+    p, y = logits.double().softmax(dim=1).numpy(), np.eye(2)[targets]
+    confidence, correct = p.max(axis=1), p.argmax(axis=1) == targets.numpy()
+    assert found["brier"] == pytest.approx(np.square(p - y).sum(axis=1).mean(), abs=1e-6)
+    assert found["top_label_brier"] == pytest.approx(np.square(confidence - correct).mean(), abs=1e-6)
+    assert 0 <= found["top_label_resolution"] <= found["top_label_uncertainty"] + 1e-9
+    entropy = torch.special.entr(torch.from_numpy(p)).sum(dim=1).mean().item()
+    assert result.entropy.mean().item() == pytest.approx(entropy, abs=1e-6)
+    assert found["entropy"] == pytest.approx(entropy, abs=1e-6)
+    grouped = GroupedMeter(2).update(result, torch.tensor([1, 0, 0])).metrics()
+    assert grouped[0]["nll"] < 1
+    assert grouped[1]["brier"] == pytest.approx(2)
+
+
+@pytest.mark.parametrize("name", ["nll", "confidence", "entropy", "sum_squared_probabilities"])
+def test_nan_in_any_statistic_is_refused_and_adds_nothing(name):
+    column = getattr(RESULT, name).clone()
+    column[3] = math.nan
+    meter = CalibrationMeter().update(RESULT)
+    before = meter.metrics()
+    with pytest.raises(NonFiniteError, match="1 of 500 tokens"):
+        meter.update(dataclasses.replace(RESULT, **{name: column}))
     assert meter.metrics() == before
 
 

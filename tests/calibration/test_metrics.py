@@ -153,6 +153,15 @@ def test_debiased_figures_are_what_their_formulas_say(case):
     assert meter.metrics()["ece_debiased"] == pytest.approx(max(0, plugin - bias), abs=1e-3)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 5, 14, 15, 29, 30, 31])
+def test_a_sample_that_is_all_wrong_is_as_wrong_as_it_is_confident(num_tokens):
+    """There is no noise to take off: every error of calibration is the confidence, however few tokens there are."""
+    logits = torch.tensor([[math.log(9), 0.0]]).expand(num_tokens, 2)
+    metrics = CalibrationMeter().update(softmax_nll(logits, torch.ones(num_tokens, dtype=torch.long))).metrics()
+    for name in ("ece", "rmsce", "mce", "ece_equal_mass", "ece_debiased", "rmsce_debiased"):
+        assert metrics[name] == pytest.approx(0.9, abs=1e-6), name
+
+
 def test_debiasing_takes_the_bias_away_where_the_truth_is_zero():
     plain, debiased, squared = [], [], []
     for seed in range(60):

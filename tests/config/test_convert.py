@@ -11,7 +11,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nanolm.config import flatten, from_yaml, load, to_yaml
+from nanolm.config import differences, flatten, from_yaml, load, to_yaml
 from nanolm.config.convert import convert
 from nanolm.config.schema import STEEPEST, TrainConfig, key, section
 from nanolm.errors import ConfigError
@@ -106,6 +106,24 @@ def test_problems_name_the_key_what_was_expected_and_what_was_found(name: str, g
     with pytest.raises(ConfigError) as raised:
         convert(Example, {**VALID, name: given_value})
     assert told in str(raised.value)
+
+
+def test_a_hint_for_who_writes_none() -> None:
+    with pytest.raises(ConfigError, match="found the text 'None'; write null for none"):
+        load("train", ["trainer.eval_every=None"])
+
+
+def test_differences_show_values_as_they_are_typed() -> None:
+    before = load("train", ["trainer.eval_every=null", "evaluate.further_splits=[test]", "sample.prompt="])
+    given = ["trainer.eval_every=2", "wandb.tags=[a,b]", "sample.prompt=its own", "model.tie_word_embeddings=false"]
+    after = load("train", given)
+    assert differences(before, after, ()) == [
+        "  evaluate.further_splits: [test] there, [] now",
+        "  model.tie_word_embeddings: true there, false now",
+        "  sample.prompt: the text '' there, its own now",
+        "  trainer.eval_every: null there, 2 now",
+        "  wandb.tags: [] there, [a,b] now",
+    ]
 
 
 def test_all_problems_are_told_at_once() -> None:

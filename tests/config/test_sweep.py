@@ -80,6 +80,11 @@ def test_a_job_stopped_on_request_stops_the_sweep(task: Task) -> None:
         ["-m", "model=nano,nanoo"],
         ["-m", "experiment=null,tinyshakespeare"],
         ["-m", "seed=interval(0,3)"],
+        ["-m", "seed=range(3,3)"],
+        ["-m", "seed=0,1", "model.dropout=range(0.2,0.1)"],
+        ["-m", "schedule=glob(nothing*)"],
+        ["-m", "schedule=glob(*,exclude=*)"],
+        ["-m", "seed=glob(*)"],
         ["-m", "seed=0,(1"],
         ["-m", "hydra.job.chdir=true,false"],
         ["-m", "seed=5,6", "hydra.sweep.dir=file/below"],
@@ -96,6 +101,17 @@ def test_what_is_wrong_with_all_jobs_ends_with_2_before_any(
     assert told.startswith("error: ")
     assert "Traceback" not in told
     assert "HYDRA_FULL_ERROR" not in told
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [("glob(*)", ["constant", "cosine", "wsd"]), ("glob([c*,w*],exclude=con*)", ["cosine", "wsd"])],
+)
+def test_a_glob_sweeps_over_the_choices_of_a_group(task: Task, monkeypatch, given: str, kinds: list[str]) -> None:
+    seen = []
+    monkeypatch.setattr(type(task), "__call__", lambda self, config, *_: seen.append(config.schedule.name))
+    assert command_line.run("train", task, ["-m", f"schedule={given}"]) == 0
+    assert seen == kinds
 
 
 def test_what_is_swept_can_stand_in_a_file(task: Task, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -78,6 +78,9 @@ def test_limits_of_what_is_allowed(overrides: list[str]) -> None:
 def test_a_corpus_has_to_be_there(tmp_path: Path) -> None:
     assert "data.path: no such file '/nowhere/a.txt'" in problem("train", "data=text", "data.path=/nowhere/a.txt")
     assert "no file matches" in problem("tokenize", "data=text", f"data.path={tmp_path}/*.txt")
+    for name in ("self", "again"):  # links in a loop, of which there is no end
+        (tmp_path / name).symlink_to(".")
+    assert "no file matches" in problem("tokenize", "data=text", f"data.path={tmp_path}/**/*.nothing")
     assert "is a folder" in problem("train", "data=text", f"data.path={tmp_path}")
     assert "the shell leaves ~ alone" in problem("train", "data=text", "data.path=~/a.txt")
     odd = tmp_path / "a [b]*, (c=d).txt"

@@ -48,6 +48,41 @@ def test_globs_reach_into_folders_and_a_name_with_brackets_is_a_name(data_config
     assert texts(data_config("text", path=tmp_path / "deep" / "er" / "a[1] (copy), x=1.txt")) == ["deep"]
 
 
+@pytest.fixture
+def linked(tmp_path):
+    """Two files below ``texts``, each of which many links lead to."""
+    (tmp_path / "texts" / "sub").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "texts" / "sub" / f"{name}.txt").write_text(name)
+    links = {"self": ".", "again": ".", "latest": "sub", "sub/up": "..", "loop": "loop", "gone": "nowhere"}
+    links |= {"c.txt": "sub/a.txt", "sub/0.txt": "a.txt", "home": str(tmp_path)}
+    for name, target in links.items():
+        (tmp_path / "texts" / name).symlink_to(target)
+    os.link(tmp_path / "texts" / "sub" / "b.txt", tmp_path / "texts" / "sub" / "hard.txt")
+    return tmp_path / "texts"
+
+
+@pytest.mark.parametrize("pattern", ["**/*.txt", "sub/*.txt", "*/*.txt", "**/sub/**/*.txt", "**", "latest/**/*"])
+def test_a_file_is_read_once_whatever_links_lead_to_it(data_config, linked, pattern):
+    corpus = open_corpus(data_config("text", path=linked / pattern))
+    assert ["".join(document.chunks) for document in corpus.documents()] == ["a", "b"]
+    if pattern != "latest/**/*":  # the names are those without a link, where there is one
+        assert corpus.paths == [linked / "sub" / "a.txt", linked / "sub" / "b.txt"]
+
+
+def test_a_glob_follows_links_to_other_folders(data_config, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "far.txt").write_text("far")
+    (tmp_path / "texts" / ".hidden").mkdir(parents=True)
+    (tmp_path / "texts" / ".hidden" / "no.txt").write_text("hidden")
+    (tmp_path / "texts" / "near.txt").write_text("near")
+    (tmp_path / "texts" / "part").symlink_to("../disk")
+    (tmp_path / "texts" / "file.txt").symlink_to("../disk/far.txt")
+    assert texts(data_config("text", path=tmp_path / "texts" / "**" / "*.txt")) == ["far", "near"]
+    (tmp_path / "texts" / "file.txt").unlink()
+    assert texts(data_config("text", path=tmp_path / "texts" / "**" / "*.txt")) == ["near", "far"]
+
+
 def test_home_and_relative_paths(data_config, tmp_path, monkeypatch):
     (tmp_path / "mine.txt").write_text("text")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -190,7 +225,9 @@ def test_jsonl_blank_lines_crlf_byte_order_mark_and_gzip(data_config, tmp_path):
         (b"just words", r"line 3: expected one JSON object"),
         (b"[" * 100_000, r"line 3: expected one JSON object"),
         (b"9" * 10_000, r"line 3: expected "),
-        (b'["text"]', r"line 3: expected a JSON object"),
+        (b'["text"]', r'line 3: expected a JSON object, found \["text"\]'),
+        (b"null", r"line 3: expected a JSON object, found null"),
+        (b'{"text": true}', r"line 3: expected text under 'text', found bool true"),
         (
             b'{"Text": "a", "id": 1}',
             r"line 3: there is no 'text', only 'Text', 'id'; did you mean data.text_column=Text\?",
@@ -217,6 +254,22 @@ def test_jsonl_several_files_and_another_column(data_config, tmp_path):
     assert texts(data_config("jsonl", path=tmp_path / "*.jsonl", text_column="body", max_documents=1)) == ["one"]
 
 
+@pytest.mark.parametrize(
+    ("name", "known"), [("a.txt", True), ("a.jsonl", True), ("a.jsonl.gz", False), ("a.parquet", False)]
+)
+def test_the_size_of_the_text_is_known_where_the_file_is_the_text(data_config, tmp_path, name, known):
+    """What is compressed well is several times as much text, and a progress of 399 %."""
+    path, texts = tmp_path / name, [f"{i} " * 1000 for i in range(9)]
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"text": texts}), path, compression="zstd")
+    else:
+        content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+        path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    kind = {"txt": "text", "parquet": "parquet"}.get(name.split(".")[-1], "jsonl")
+    assert open_corpus(data_config(kind, path=path)).num_bytes() == (path.stat().st_size if known else None)
+    assert open_corpus(data_config(kind, path=path, max_documents=1)).num_bytes() is None
+
+
 # Parquet
 
 
@@ -226,10 +279,16 @@ def write_parquet(path: Path, column, name="text", **options) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+    "kind",
+    [
+        *(pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())),
+        *(pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())),  # text without Parquet's mark for it
+    ],
+    ids=str,
 )
 def test_parquet_documents_are_kept_exactly(data_config, tmp_path, kind):
-    path = write_parquet(tmp_path / "file.parquet", pa.array(HARD * 100).cast(kind), row_group_size=7)
+    column = pa.array(HARD * 100).cast(getattr(kind, "value_type", kind)).cast(kind)
+    path = write_parquet(tmp_path / "file.parquet", column, row_group_size=7)
     config = data_config("parquet", path=path)
     assert texts(config) == HARD * 100
     assert open_corpus(config).num_undecided() == len(HARD) * 100
@@ -239,8 +298,9 @@ def test_parquet_documents_are_kept_exactly(data_config, tmp_path, kind):
     ("column", "name", "message"),
     [
         (pa.array(["a", None]), "text", r"row 2: expected text under 'text', found nothing \(null\)"),
-        (pa.array([1, 2]), "text", r"row 1: expected text under 'text', found int 1"),
-        (pa.array([b"a"]), "text", r"row 1: expected text under 'text', found bytes"),
+        (pa.array([1, 2]), "text", r"expected text in the column 'text', found int64; set data\.text_column"),
+        (pa.array([["a"]]), "text", r"expected text in the column 'text', found list"),
+        (pa.array([b"a", b"b\xff"]), "text", r"row 2: expected UTF-8 text, found the byte 0xff"),
         (pa.array(["a"]), "texts", r"there is no 'text', only 'id', 'texts'; did you mean data\.text_column=texts\?"),
     ],
 )

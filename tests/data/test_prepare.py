@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nanolm.data import open_prepared, prepare, shards
@@ -44,6 +46,39 @@ def stored(folder, name):
 
 def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def repeated(tmp_path, kind, texts):
+    """A corpus of these texts, as ``data_config`` takes it."""
+    if kind == "text":
+        for number, text in enumerate(texts):
+            (tmp_path / f"{number:03}.txt").write_text(text)
+        return {"path": tmp_path / "*.txt"}
+    if kind == "jsonl":
+        return {"path": write_jsonl(tmp_path / "corpus.jsonl", texts)}
+    table = pa.table({"text": texts})
+    if kind == "parquet":
+        pq.write_table(table, tmp_path / "corpus.parquet")
+        return {"path": tmp_path / "corpus.parquet"}
+    (tmp_path / "hub").mkdir()
+    pq.write_table(table, tmp_path / "hub" / "train-0.parquet")
+    pq.write_table(table.slice(0, 10), tmp_path / "hub" / "validation-0.parquet")
+    return {"hub_path": tmp_path / "hub"}
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "tinystories"])
+def test_no_split_holds_a_document_of_another(data_config, tokenizer_config, tmp_path, caplog, kind):
+    texts = [f"text number {i % 30}" for i in range(60)]
+    data = data_config(kind, **repeated(tmp_path, kind, texts), val_fraction=0.2)
+    folder = prepare(data, tokenizer_config("byte"))
+    tokenizer, end = (corpus := open_prepared(folder)).tokenizer, corpus.tokenizer.end_of_text_id
+    held = {}
+    for name in corpus.splits:
+        runs = itertools.groupby(stored(folder, name).tolist(), lambda token: token == end)
+        held[name] = {tokenizer.decode(list(run)) for is_end, run in runs if not is_end}
+    assert sorted(text for found in held.values() for text in found) == sorted(set(texts))
+    (told,) = [record.getMessage() for record in caplog.records if "equal an earlier one" in record.getMessage()]
+    assert f"{40 if kind == 'tinystories' else 30} documents equal" in told
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "byte", "char"])

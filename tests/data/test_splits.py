@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nanolm.config.schema import DataConfig
 from nanolm.data.corpus import Document
-from nanolm.data.splits import deal, deal_held_out, split_documents, split_sizes
+from nanolm.data.splits import Copies, deal, deal_held_out, split_documents, split_sizes
 from nanolm.errors import DataError
 
 
@@ -69,6 +69,33 @@ def test_the_seed_decides_who_and_nothing_else():
     # Not the first or last documents: val is spread over the whole corpus.
     places = [i for i, split in enumerate(first) if split == "val"]
     assert min(places) < 100 < max(places)
+
+
+def test_equal_documents_are_in_one_split_and_counted():
+    """40 documents, 10 of them twice and one five times: the first ones are where they would be without copies."""
+    texts = [f"text {i}" for i in range(40)]
+    texts += texts[:10] + [texts[20]] * 4 + ["", "", ""]
+    dealt, copies = list(deal(len(texts), config())), Copies()
+    corpus = Documents(*((text, None) for text in texts))
+    parts = [(part.split, "".join(part.document.chunks)) for part in split_documents(corpus, config(), copies)]
+    assert [text for _, text in parts] == texts
+    split_of = dict(zip(texts[:40], dealt, strict=False))
+    assert [split for split, text in parts if text] == [split_of[text] for text in texts if text]
+    assert copies.count == 14
+    assert copies.moved == sum(split != split_of[text] for split, text in zip(dealt, texts, strict=True) if text) > 0
+
+
+def test_copies_that_leave_nothing_to_train_on_are_refused():
+    """Three documents, the first of which is for val: the one for train is a copy of it."""
+    seed = next(seed for seed in range(99) if list(deal(2, config(0.3, 0, 0, seed))) == ["val", "train"])
+    with pytest.raises(DataError, match="none is left to train on"):
+        read(Documents(("same", None), ("same", None)), config(0.3, 0, 0, seed))
+
+
+def test_without_equal_documents_every_split_is_as_dealt():
+    corpus, copies = Documents(*((f"text {i}", None) for i in range(60))), Copies()
+    assert [part.split for part in split_documents(corpus, config(), copies)] == list(deal(60, config()))
+    assert (copies.count, copies.moved) == (0, 0)
 
 
 def test_documents_that_come_with_a_split_keep_it():

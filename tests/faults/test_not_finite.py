@@ -7,7 +7,7 @@ import torch
 
 from nanolm.data import Loader, open_prepared, prepare
 from nanolm.device import resolve_compute
-from nanolm.errors import NonFiniteError
+from nanolm.errors import CheckpointError, NonFiniteError
 from nanolm.model import GPT
 from nanolm.optim import build_optimizer
 from nanolm.optim.groups import Optimizers
@@ -15,6 +15,7 @@ from nanolm.training import find_checkpoint
 from nanolm.training.loop import MAX_SKIPPED_IN_A_ROW, TrainingLoop, loss_options
 from nanolm.training.objective import Likelihood
 from nanolm.training.state import TrainingState
+from nanolm.training.storage import failures_told
 from tests.faults.runs import COMMAND, metrics, outcome, plain, run, stop_after
 
 IGNORED = -100
@@ -138,6 +139,76 @@ def test_a_stop_among_bad_steps_does_not_start_the_count_again(tiny, tmp_path, m
     stop_after(monkeypatch, config, tmp_path / "run", 8)
     with pytest.raises(NonFiniteError, match="steps 4 to 13: "):
         run(config, tmp_path / "run")
+
+
+def breaking_updates(monkeypatch, at, where):
+    """Updates of which one leaves NaN or infinity behind, though its gradients are finite."""
+    original = Optimizers.step
+
+    def step(self, factor):
+        original(self, factor)
+        step.count += 1
+        if step.count == at:
+            (parameter, *_), (optimizer, *_) = weights(self), self._optimizers.values()
+            broken = parameter.data if where == "weight" else next(iter(optimizer.state[parameter].values()))
+            broken[0, 0] = math.nan if where == "weight" else math.inf
+
+    def weights(self):
+        return [
+            p for optimizer in self._optimizers.values() for group in optimizer.param_groups for p in group["params"]
+        ]
+
+    step.count = 0
+    monkeypatch.setattr(Optimizers, "step", step)
+
+
+@pytest.mark.parametrize("every", [1, 3, 100])
+@pytest.mark.parametrize("where", ["weight", "moment"])
+def test_what_an_update_makes_not_finite_is_never_published(tiny, tmp_path, monkeypatch, where, every):
+    breaking_updates(monkeypatch, 5, where)
+    limits = [f"trainer.checkpoint_every={every}", "trainer.max_steps=12", "trainer.keep_checkpoints=2"]
+    with pytest.raises(NonFiniteError) as caught:
+        run(tiny("optimizer=muon", *limits), tmp_path / "run")
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert kept == {1: ["step-00000003", "step-00000004"], 3: ["step-00000003"], 100: []}[every]
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    if kept:
+        assert f"The last good checkpoint is {tmp_path / 'run' / 'checkpoints' / kept[-1]}" in str(caught.value)
+
+
+@pytest.mark.parametrize("told", ["the logits were NaN", "the logits were NaN."])
+def test_what_is_added_to_an_error_begins_a_sentence(tmp_path, told):
+    with pytest.raises(NonFiniteError) as caught, failures_told(tmp_path, COMMAND):
+        raise NonFiniteError(told)
+    assert str(caught.value).startswith("the logits were NaN. The run has no checkpoint yet. The ")
+
+
+def test_a_stop_does_not_publish_weights_that_are_not_finite(tiny, tmp_path, monkeypatch):
+    breaking_updates(monkeypatch, 2, "weight")
+    config = tiny("trainer.checkpoint_every=null", "trainer.eval_every=null")
+    with pytest.raises(NonFiniteError, match="step 2: "):
+        stop_after(monkeypatch, config, tmp_path / "run", 2)
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*")) == []
+
+
+def test_an_epsilon_that_float32_rounds_to_zero_leaves_no_checkpoint(tiny, tmp_path):
+    """0 divided by 0 for the tokens that a batch does not hold."""
+    with pytest.raises(NonFiniteError, match="no checkpoint yet"):
+        run(tiny("optimizer=adamw", "optimizer.epsilon=1e-46", "trainer.checkpoint_every=1"), tmp_path / "run")
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*")) == []
+
+
+def test_a_checkpoint_whose_weights_are_not_finite_is_refused(tiny, tmp_path, monkeypatch):
+    """Such as one that an older version has published."""
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "check_finite", lambda self: None)
+        breaking_updates(patch, 2, "weight")
+        stop_after(patch, tiny("trainer.eval_every=null"), tmp_path / "run", 2)
+    checkpoint = find_checkpoint(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: expected finite weights"):
+        checkpoint.load_model(torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=r"Move .* away to continue from the checkpoint before it"):
+        run(tiny("trainer.eval_every=null"), tmp_path / "run")
 
 
 class AllIgnored(Loader):

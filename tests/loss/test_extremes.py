@@ -217,7 +217,29 @@ def test_ignore_index_inside_the_vocabulary():
     torch.testing.assert_close(torch.autograd.grad(result.objective, p.inputs), torch.autograd.grad(expected, p.inputs))
 
 
-@pytest.mark.parametrize("z", [1e4, 3e38])
+@pytest.mark.parametrize("options", [LossOptions(), LossOptions(temperature=2.0), LossOptions(softcap=30.0)], ids=str)
+@pytest.mark.parametrize("target", [0, 1])
+@pytest.mark.parametrize("z", [-math.inf, -3e38, -1e7, -100.0, 0.0, 100.0, 1e7, 3e38])
+def test_extreme_logits_mean_the_same_to_all_three_losses(z, target, options):
+    """The log-odds z, the logits [0, z], and a head whose second row is z: equal statistics and equal gradients."""
+    targets, one = torch.tensor([target]), torch.ones(1, 1)
+    odds = torch.tensor([z], requires_grad=True)
+    logits = torch.tensor([[0.0, z]], requires_grad=True)
+    bias = torch.tensor([0.0, z], requires_grad=True)
+    found = [
+        (bernoulli_nll(odds, targets, options), odds),
+        (softmax_nll(logits, targets, options=options), logits),
+        (linear_nll(one, torch.zeros(2, 1), targets, bias, options=options, statistics="full"), bias),
+    ]
+    gradients = [torch.autograd.grad(result.objective, leaf)[0].flatten()[-1] for result, leaf in found]
+    for (result, _), gradient in zip(found[1:], gradients[1:], strict=True):
+        assert_same(found[0][0], result, tolerance=1e-5)
+        torch.testing.assert_close(gradients[0], gradient)
+    assert gradients[0].isfinite()
+    assert not found[0][0].entropy.isnan().any()
+
+
+@pytest.mark.parametrize("z", [1e4, 3e38, math.inf])
 def test_huge_binary_logits(z):
     logits = torch.tensor([z, -z, z, -z], requires_grad=True)
     result = bernoulli_nll(logits, torch.tensor([1, 0, 0, 1]))

@@ -192,6 +192,17 @@ def test_progress_in_bytes_and_without_a_total() -> None:
     assert re.fullmatch(r"scoring \| 1,234 documents \| [\d,]+ documents/s", second)
 
 
+@pytest.mark.parametrize("done", [1000, 1001, 3990, 10**12])
+def test_more_than_the_whole_is_never_shown(done: int) -> None:
+    stream = io.StringIO()
+    with Console(stderr=stream).progress("scoring", unit="tokens") as update:
+        update(done, 1000)
+    (shown,) = stream.getvalue().splitlines()
+    assert ("(100%)" in shown) == (done == 1000)
+    assert "-" not in shown
+    assert max(map(int, re.findall(r"(\d+)%", shown)), default=0) <= 100
+
+
 def test_a_character_that_the_output_cannot_show_is_escaped() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")

@@ -34,8 +34,9 @@ PNG = bytes.fromhex(
 """One black pixel."""
 
 
-def config(mode: str = "auto") -> WandbConfig:
-    return WandbConfig(mode=mode, project="a project", entity=None, group="a group", tags=("one", "two"))
+def config(mode: str = "auto", **other) -> WandbConfig:
+    given = {"project": "a project", "entity": None, "group": "a group", "tags": ("one", "two")} | other
+    return WandbConfig(mode=mode, **given)
 
 
 @pytest.fixture(autouse=True)
@@ -50,10 +51,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., tuple[WandbMirror, list[str]
     """Start a mirror of ``tmp_path/metrics.jsonl``; whatever a test leaves running is ended."""
     mirrors = []
 
-    def start(mode: str = "offline", folder: Path = tmp_path) -> tuple[WandbMirror, list[str]]:
+    def start(mode: str = "offline", folder: Path = tmp_path, **other) -> tuple[WandbMirror, list[str]]:
         notes: list[str] = []
         mirror = WandbMirror(
-            config(mode),
+            config(mode, **other),
             run_directory=folder,
             metrics=folder / "metrics.jsonl",
             name="a name",
@@ -213,13 +214,38 @@ def test_a_run_that_goes_on_stays_one_run_with_every_step_once(tmp_path: Path, s
         ("auto", {"WANDB_MODE": "offline"}, "offline"),
         ("auto", {"WANDB_MODE": "dryrun"}, "offline"),
         ("auto", {"WANDB_MODE": "disabled"}, "disabled"),
-        ("auto", {"WANDB_MODE": "nonsense"}, "auto"),
+        ("auto", {"WANDB_MODE": ""}, "auto"),
+        ("auto", {"WANDB_MODE": "Disabled"}, "disabled"),
+        ("auto", {"WANDB_MODE": " OFFLINE "}, "offline"),
+        ("auto", {"WANDB_MODE": "nonsense"}, None),
+        ("offline", {"WANDB_MODE": "nonsense"}, "offline"),
         ("online", {"WANDB_MODE": "offline"}, "online"),
         ("disabled", {"WANDB_MODE": "online"}, "disabled"),
     ],
 )
 def test_the_environment_decides_where_the_config_leaves_it_open(mode: str, environment: dict, chosen: str) -> None:
     assert choose_mode(config(mode), environment) == chosen
+
+
+def test_an_unknown_mode_in_the_environment_sends_nothing_and_says_so(tmp_path: Path, start, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disable")
+    mirror, notes = start("auto")
+    mirror.close(0)
+    assert list(tmp_path.iterdir()) == []
+    (note,) = notes
+    assert "WANDB_MODE" in note
+    assert "'disable'" in note
+
+
+@pytest.mark.parametrize(("project", "expected"), [(None, "the environment's"), ("a project", "a project")])
+def test_the_environment_names_the_project_and_the_run(tmp_path: Path, start, monkeypatch, project, expected) -> None:
+    write(tmp_path, 1, 2)
+    for name in ("PROJECT", "NAME", "TAGS"):
+        monkeypatch.setenv(f"WANDB_{name}", "the environment's")
+    mirror, _ = start("offline", project=project, tags=())
+    mirror.close(0)
+    run = OfflineRun(tmp_path).run
+    assert (run.project, run.display_name, list(run.tags)) == (expected, "the environment's", ["the environment's"])
 
 
 def test_disabled_starts_and_writes_nothing(tmp_path: Path, start) -> None:
