@@ -88,7 +88,7 @@ def from_fine_bins(fine: Bins, num_bins: int = 15) -> dict[str, float]:
     several = fine.equal_mass(min(num_bins, max(1, int(fine.count.sum()) // 2)))
     return {
         "ece_equal_mass": binned(fine.equal_mass(num_bins))["ece"],
-        "ece_debiased": debiased_ece(several),
+        "ece_equal_mass_debiased": debiased_ece(several),
         "rmsce_debiased": debiased_rmsce(several),
         "smooth_ece": smooth_ece(fine),
         "aurc": area_under_risk_coverage(fine),
@@ -96,7 +96,7 @@ def from_fine_bins(fine: Bins, num_bins: int = 15) -> dict[str, float]:
 
 
 def debiased_ece(bins: Bins) -> float:
-    """ECE less the bias that noise in a_b gives to |c_b - a_b|; never below 0.
+    """ECE less the bias that the noise of independent tokens in a_b gives to |c_b - a_b|; never below 0.
 
     With a_b normal of variance a_b (1 - a_b) / n_b, the mean of |c_b - a_b| is that of a folded normal; its excess over
     the plugin value is the bias (Kumar, Liang and Ma 2019, arXiv:1909.10155, appendix G; in closed form here).

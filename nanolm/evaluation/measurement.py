@@ -98,12 +98,12 @@ class Measurement:
         if "nll_at_temperature" in found:
             found["refinement"] = found["nll_at_temperature"]
         found["ece"], without_noise = ece_interval(bin_gaps, units, blocks=blocks)
-        values = self.values() | {"ece_debiased": without_noise if math.isfinite(without_noise) else None}
-        found["ece_debiased"] = found["ece"]  # both are estimates of the same number
+        values = self.values()
+        if math.isfinite(without_noise):  # another estimate of the same number
+            values["ece_debiased"], found["ece_debiased"] = without_noise, found["ece"]
         return {
             name: Interval(value, found[name].low, found[name].high) if name in found else Interval(value, None, None)
             for name, value in values.items()
-            if value is not None
         }
 
     def figures_json(self, temperature: Interval | None = None) -> dict[str, dict[str, float | None]]:

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.interval_coverage import of_blocks, simulated, temperature
+from benchmarks.interval_coverage import of_blocks, printed, simulated, temperature
+from benchmarks.simulated_text import documents
 from nanolm.calibration import Interval, ece_interval, estimate, independent_units, interval, paired_interval
 from nanolm.calibration.intervals import degrees_of_freedom, holm, mean_estimate, total_variance
+from nanolm.evaluation.sums import column
 
 
 def ratio(sums):
@@ -211,3 +213,15 @@ def test_holms_correction_is_that_of_the_books():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.6]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+def test_an_infinite_nll_leaves_the_intervals_of_other_metrics_as_they_are():
+    units = documents(np.random.default_rng(0), 20, 0.8, 0.1)
+    changed = units.copy()
+    column(changed, "nll")[3] = math.inf
+    before, after = printed(units), printed(changed)
+    for name in ("accuracy", "confidence", "ece", "brier", "entropy", "nll_at_temperature"):
+        assert after[name] == before[name]
+        assert after[name].low < after[name].high
+    for name in ("nll", "bits_per_byte", "entropy_gap"):
+        assert (after[name].value, after[name].low, after[name].high) == (math.inf, None, None)
