@@ -45,6 +45,7 @@ SHORTER = {
     "task=binary,softmax task.l2=0,0.01 seed=0,1,2": f"{FLOWERS} task.l2=0,0.01 seed=0",
     "task=softmax task.model=linear": f"{FLOWERS} task.model=linear",
     "checkpoint=RUN": "checkpoint=runs/sotu-nano/TIME",
+    "data.max_documents=null data.val_fraction=0.87 data.calibration_fraction=0.05 trainer.max_steps=200": "",
     "data.path=…": "data.path=book.txt",
 }
 NOT_RUN = {
@@ -63,7 +64,7 @@ def commands() -> list[str]:
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         for language, block in FENCED.findall(text):
-            lines = block.splitlines()
+            lines = block.replace("\\\n", " ").splitlines()
             found += lines if language == "sh" else [line[2:] for line in lines if line.startswith("$ ")]
         found += [code for code in INLINE.findall(FENCED.sub("", text)) if code.startswith(PROGRAMS)]
     return list(dict.fromkeys(" ".join(re.sub(r"(\s#.*)$", "", line).split()) for line in found if line.strip()))

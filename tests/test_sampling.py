@@ -63,9 +63,10 @@ def test_fitted_needs_a_fit():
 
 @pytest.fixture(scope="module")
 def ending_run(tiny, tmp_path_factory):
-    """A run on documents of one letter or white space, after which its model ends at once."""
+    """A run on documents that end with an a, or are white space."""
     folder = tmp_path_factory.mktemp("ending")
-    lines = [json.dumps({"text": text}) for text in ("a", " ", "\n") for _ in range(60)]
+    texts = [text for i in range(60) for text in ("b" * i + "a", " " * (i + 1), "\n" * (i + 1))]
+    lines = [json.dumps({"text": text}) for text in texts]
     (folder / "documents.jsonl").write_text("\n".join(lines))
     config = tiny(f"data.path={folder}/documents.jsonl", "tokenizer=char", "trainer.max_steps=40", *ENDING)
     (folder / "run").mkdir()

@@ -365,5 +365,5 @@ def test_the_examples_of_the_help_work(name: str, here: Path, monkeypatch: pytes
         assert command_line.run(name, task, [argument for argument in given if argument]) == 0, arguments
         num_jobs = math.prod(argument.count(",") + 1 for argument in given if "=" in argument)
         if "study" in arguments:  # what is swept stands in its file: five weights and three seeds for each task
-            num_jobs = 15 if name == "train" else 30
+            num_jobs = 25 if name == "train" else 30
         assert len(task.calls) == (num_jobs if "-m" in given else 1)
