@@ -102,7 +102,12 @@ def panel_text(panel: Panel, comparison: Comparison) -> str:
     if len(differences) > 1 and len(differences[0]) > 1:
         parts.append(aligned(f"less the baseline, {panel.baseline.label}:", differences))
         parts.append(
-            textwrap.fill(about_differences(panel, comparison.margin), 100, initial_indent="  ", subsequent_indent="  ")
+            textwrap.fill(
+                about_differences(panel, ON_A_TERMINAL, comparison.margin),
+                100,
+                initial_indent="  ",
+                subsequent_indent="  ",
+            )
         )
     if smoothed := smoothed_cells(panel):
         theory = "label smoothing, theory and measurement; in brackets 95 % intervals over text and seeds, uncorrected"

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 from nanolm.calibration.intervals import Interval
 from nanolm.comparison.cells import Cell, Panel, shown
-from nanolm.comparison.differences import METRICS, ONE_SEED, Difference, Spread, differences, num_tests, spread
+from nanolm.comparison.differences import (
+    METRICS,
+    NOT_TESTED,
+    ONE_SEED,
+    Difference,
+    Spread,
+    differences,
+    num_tests,
+    spread,
+)
 from nanolm.comparison.theory import Gaps, Smoothed
 
 ON_A_TERMINAL = ("nll", "bits_per_byte", "accuracy", "ece_debiased", "entropy_gap", "temperature", "nll_at_temperature")
@@ -84,7 +93,7 @@ def against_baseline(
     ]
 
 
-def about_differences(panel: Panel, margin: float | None = None) -> str:
+def about_differences(panel: Panel, metrics: Sequence[str] = tuple(METRICS), margin: float | None = None) -> str:
     """What the numbers of ``against_baseline`` mean, in whole sentences."""
     found = differences(panel, margin).values()
     if not found:
@@ -104,6 +113,8 @@ def about_differences(panel: Panel, margin: float | None = None) -> str:
         sentences.append(f"≈: equivalent within ±{margin:g} nats (two one-sided tests, p at most 0.05 after Holm).")
     else:
         sentences.append("That a difference is not significant does not show that there is none.")
+    if untested := [METRICS[metric] for metric in metrics if metric in NOT_TESTED]:
+        sentences.append(f"Without brackets: not tested ({', '.join(untested)}).")
     if any(difference.num_left_out for difference in found):
         sentences.append("*: seeds that only one of the two cells has are left out.")
     return " ".join(sentences)

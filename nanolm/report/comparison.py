@@ -53,7 +53,7 @@ def _panel(panel: Panel, margin: float | None) -> dict[str, Any]:
         "baseline": panel.baseline.label,
         "means": [means(panel, metrics) for metrics in both],
         "differences": [against_baseline(panel, metrics, margin) for metrics in both] if len(panel.cells) > 1 else [],
-        "about_differences": about_differences(panel, margin),
+        "about_differences": about_differences(panel, margin=margin),
         "plots": metric_plots(panel),
         "numbered": None if _numeric_positions(panel) else [cell.label for cell in panel.cells],
         "smoothing": [smoothing_rows(rows), restoring_rows(rows)] if (rows := smoothed_cells(panel)) else [],
