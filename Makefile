@@ -23,6 +23,7 @@ bench: .venv/dev.stamp   ## the figures of docs/, measured here
 	$(BIN)/python benchmarks/loss_stability.py
 	$(BIN)/python benchmarks/loss_precision.py
 	$(BIN)/python benchmarks/interval_coverage.py
+	$(BIN)/python benchmarks/comparison_errors.py
 	$(BIN)/python benchmarks/cross_validation_coverage.py
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/tokenize_throughput.py

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from nanolm.calibration.intervals import Interval
-from nanolm.comparison.cells import Cell, Panel, shown
+from nanolm.comparison.cells import LANGUAGE_MODEL, Cell, Panel, shown
 from nanolm.comparison.differences import (
     METRICS,
     NOT_TESTED,
@@ -109,6 +109,8 @@ def about_differences(panel: Panel, metrics: Sequence[str] = tuple(METRICS), mar
         sentences.append(f"Significant: p at most 0.05 after Holm's correction for {num} comparisons.")
     if len({difference.reason for difference in found if difference.p_value is None} & {ONE_SEED}):
         sentences.append("A cell with one seed: its intervals are over the text alone, so that nothing is significant.")
+    if panel.task != LANGUAGE_MODEL:
+        sentences.append("How much other training examples would move the models is not in the intervals.")
     if margin is not None:
         sentences.append(f"≈: equivalent within ±{margin:g} nats (two one-sided tests, p at most 0.05 after Holm).")
     else:
