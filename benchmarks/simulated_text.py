@@ -41,7 +41,8 @@ def sums_of(
     column(sums, "nll_at_temperature")[:] = column(sums, "nll") - tokens * (0.002 + 0.004 * level) + 0.05 * noise[3]
     weights = np.exp(-4 * CENTRES)[None] * np.exp(-0.5 * level[:, None] * CENTRES)
     counts = generator.multinomial(tokens.astype(np.int64), weights / weights.sum(axis=1, keepdims=True))
-    right = CENTRES * (1 - overconfidence - 0.5 * np.reshape(own, (-1, 1)) + np.reshape(luck, (-1, 1)))
+    right = CENTRES * (1 - overconfidence - 0.5 * np.reshape(own, (-1, 1)))
+    right = right + 1.5 * CENTRES * (1 - CENTRES) * np.reshape(luck, (-1, 1))  # never beyond 0 or 1, and 0 on average
     column(sums, "bin_count")[:] = counts
     column(sums, "bin_confidence")[:] = counts * CENTRES
     column(sums, "bin_correct")[:] = generator.binomial(counts, np.clip(right, 0, 1))

@@ -191,20 +191,20 @@ def test_progress_counts_to_the_end_and_can_end_it(model):
 
 
 def test_files_hold_the_sums(model, tmp_path):
-    evaluation = run(model, make_split([20, 33, 5]), stride=4)
+    evaluation = run(model, make_split([120, 133, 5]), stride=4)
     evaluation.write_documents(tmp_path / "documents-val.npz")
     with np.load(tmp_path / "documents-val.npz") as documents:
-        np.testing.assert_array_equal(documents["num_tokens"], [20, 33, 5])
-        np.testing.assert_array_equal(documents["num_bytes"], [57, 96, 12])
+        np.testing.assert_array_equal(documents["num_tokens"], [120, 133, 5])
+        np.testing.assert_array_equal(documents["num_bytes"], [357, 396, 12])
         np.testing.assert_array_equal(documents["nll_sum"], column(evaluation.documents, "nll"))
-        np.testing.assert_array_equal(documents["bin_count"].sum(axis=1), [20, 33, 5])
-        assert documents["block_num_tokens"].sum() == 58
+        np.testing.assert_array_equal(documents["bin_count"].sum(axis=1), [120, 133, 5])
+        assert documents["block_num_tokens"].sum() == 258
         assert "nll_at_temperature_sum" not in documents
     content = json.loads(json.dumps(evaluation.as_json(step=7)))
     nll = content["nll"]
     assert nll["low"] < nll["value"] == evaluation.metrics()["nll"] < nll["high"]
     assert content["smooth_ece"]["low"] is None  # no interval for what is no function of sums
-    expected = {"split": "val", "step": 7, "num_tokens": 58, "num_documents": 3, "num_bytes": 165}
+    expected = {"split": "val", "step": 7, "num_tokens": 258, "num_documents": 3, "num_bytes": 765}
     assert expected.items() <= content.items()
     assert (content["sequence_length"], content["stride"]) == (8, 4)
     assert "given this text" in content["intervals"]
@@ -234,10 +234,10 @@ def test_documents_are_the_units_where_there_are_several(model):
 
 
 def test_blocks_have_the_bytes_of_their_own_tokens(model):
-    split = make_split([20, 33, 5])
+    split = make_split([100, 187, 33])
     split.bytes_of_id = np.arange(VOCAB)  # unequal, so that a share by tokens would show
     evaluation = run(model, split)
-    np.testing.assert_array_equal(column(evaluation.blocks, "bytes"), split.tokens[1:])  # 58 blocks of one token
+    np.testing.assert_array_equal(column(evaluation.blocks, "bytes"), split.tokens[1:].reshape(64, 5).sum(axis=1))
 
 
 def test_slices_have_the_intervals_of_their_own_sums(model):

@@ -16,7 +16,7 @@ benchmarks/interval_coverage.py measures how often these intervals hold the trut
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -32,6 +32,8 @@ MIN_UNITS = 8
 MIN_DEGREES_OF_FREEDOM = 2.0
 """Where one or two long documents hold nearly all tokens, documents are as good as fewer than 8."""
 MAX_BLOCKS = 64
+MIN_TOKENS = 4 * MAX_BLOCKS
+"""Fewer than this are no text whose blocks could be looked at for what they have in common."""
 _ECE_DRAWS = 2000
 
 
@@ -53,9 +55,9 @@ class Estimate:
     degrees_of_freedom: float
     num_units: int
 
-    def half_width(self, level: float = 0.95) -> float:
-        """Of the interval of this level that is symmetric about the value."""
-        return float(stats.t.ppf((1 + level) / 2, self.degrees_of_freedom)) * self.standard_error
+    def half_width(self) -> float:
+        """Of the 95 % interval that is symmetric about the value."""
+        return float(stats.t.ppf(0.975, self.degrees_of_freedom)) * self.standard_error
 
     @property
     def interval(self) -> Interval:
@@ -105,10 +107,12 @@ def independent_units(num_tokens: npt.NDArray[np.int64]) -> Units:
         first = np.cumsum(num_tokens) - num_tokens
         return Units("documents", first, f"95 % intervals over {len(num_tokens):,} documents")
     count = min(MAX_BLOCKS, max(total, 1))
-    few = "1 document" if len(num_tokens) == 1 else f"{len(num_tokens)} documents"
-    text = f"95 % intervals over blocks of the text, given this text: {few} cannot show how documents differ"
-    if count < MIN_UNITS:
-        text = f"no intervals: {total} tokens are too few"
+    few = "1 document cannot" if len(num_tokens) == 1 else f"{len(num_tokens):,} documents cannot"
+    if len(num_tokens) >= MIN_UNITS:
+        few = "one document holds nearly all of it, so that they cannot"
+    text = f"95 % intervals over blocks of the text, given this text: {few} show how documents differ"
+    if total < MIN_TOKENS:
+        count, text = 1, f"no intervals: {total} tokens in {len(num_tokens)} documents are too few"
     return Units("blocks", np.arange(count, dtype=np.int64) * total // count, text)
 
 
@@ -144,7 +148,7 @@ def estimate(statistic: Statistic, sums: Floats, *, blocks: bool = False) -> Est
     value, error = float(found.values[0]), math.sqrt(found.covariance[0, 0])
     if error <= 1e-12 * max(abs(value), 1e-300):
         error = 0.0  # the same in every unit but for rounding
-    return Estimate(value, error, found.degrees_of_freedom, len(found.sums))
+    return Estimate(value, error, found.degrees_of_freedom, found.num_units)
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,11 @@ class Jackknife:
     degrees_of_freedom: float
     sums: Floats
     """(U, K) of the units that were left out, where blocks were joined of the joined ones"""
+
+    @property
+    def num_units(self) -> int:
+        """Units that are not empty."""
+        return int((self.sums[:, 0] > 0).sum())
 
 
 def jackknife(statistic: Statistic, sums: Floats, weights: Floats, *, blocks: bool = False) -> Jackknife:
@@ -175,7 +184,7 @@ def jackknife(statistic: Statistic, sums: Floats, weights: Floats, *, blocks: bo
             half = len(sums) // 2
             sums = np.add.reduceat(sums, np.arange(half) * len(sums) // half, axis=0)
             left_out = statistic(total - sums)
-    num_units = len(sums)
+    num_units = int((sums[:, 0] > 0).sum())
     freedom = max(degrees_of_freedom(sums[:, 0]), 1.0)
     if num_units < MIN_UNITS or not (np.isfinite(values).all() and np.isfinite(left_out).all()):
         return Jackknife(values, np.full((len(values), len(values)), np.nan), freedom, sums)
@@ -183,14 +192,23 @@ def jackknife(statistic: Statistic, sums: Floats, weights: Floats, *, blocks: bo
     return Jackknife(values, change.T @ change, freedom, sums)
 
 
-def interval(statistic: Statistic, sums: Floats, *, scale: Scale = "identity", blocks: bool = False) -> Interval:
+def interval(
+    statistic: Statistic,
+    sums: Floats,
+    *,
+    scale: Scale = "identity",
+    blocks: bool = False,
+    least_variance: float = 0.0,
+) -> Interval:
     """The 95 % interval of a metric, within the bounds that the metric has.
 
     Args:
         statistic, sums, blocks: as for ``estimate``.
         scale: "log" for a metric above 0 and "logit" for one between 0 and 1: the interval is symmetric there.
             "proportion" for a share of predictions, which may be 0 or 1 itself: Wilson's interval (1927) of as many
-            independent predictions as have this standard error (Korn and Graubard 1998 for the effective number).
+            independent predictions as have this standard error (Korn and Graubard 1998 for the effective number), at
+            most as many as there are.
+        least_variance: what the variance is known to be at least, on the scale; few units can agree by chance.
 
     Returns:
         Value and bounds; without bounds below 8 units or where the value is not finite. A metric that is the same in
@@ -203,8 +221,8 @@ def interval(statistic: Statistic, sums: Floats, *, scale: Scale = "identity", b
     if math.isnan(found.standard_error):
         return Interval(value, None, None)
     if scale == "proportion":
-        return _wilson(found)
-    half = found.half_width()
+        return _wilson(found, num_predictions=float(sums[:, 0].sum()))
+    half = replace(found, standard_error=max(found.standard_error, math.sqrt(least_variance))).half_width()
     # Rounding in the transformations must not leave the value outside.
     return Interval(value, min(value, backward(found.value - half)), max(value, backward(found.value + half)))
 
@@ -224,6 +242,8 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
     """The mean of independent values with Student's standard error, which is NaN below two of them."""
     count = len(values)
     error = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    if error <= 1e-12 * max(map(abs, values)):
+        error = 0.0  # equal but for rounding
     return Estimate(float(np.mean(values)), error, max(count - 1, 1), count)
 
 
@@ -236,17 +256,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def ece_interval(gaps: Statistic, sums: Floats, *, seed: int = 0, blocks: bool = False) -> tuple[Interval, float]:
+def ece_interval(
+    gaps: Statistic, least_variance: Statistic, sums: Floats, *, seed: int = 0, blocks: bool = False
+) -> tuple[Interval, float]:
     """The interval of an expected calibration error Σ_b |δ_b|, which holds 0 where the model may be calibrated.
 
     The plugin value T = Σ_b |d_b| is above the truth on average, since noise adds to every |d_b|. So the lower end is
     the smallest Σ|δ_b| under which a value as large as T has a probability of 2.5 % (a test inverted; the δ_b for which
     this is asked are the d_b moved towards 0 by a common number of standard errors), and 0 where no gap at all gives
     it that. The upper end is T + t_ν se, which the noise makes too large rather than too small. Noise is normal with
-    the covariance of the jackknife, divided by the root of χ²/(U-1) over it.
+    the covariance of the jackknife, divided by the root of χ²/(U-1) over it. A bin whose predictions are all right or
+    all wrong shows no variance, so each bin has at least that of independent outcomes of a calibrated model.
 
     Args:
         gaps: (..., K) sums to (..., B) signed gaps d_b; their absolute values add up to the ECE.
+        least_variance: (..., K) sums to the (..., B) variances of the gaps of independent, calibrated outcomes.
         sums, blocks: as for ``estimate``.
         seed: of the draws of noise; the same call gives the same interval.
 
@@ -254,17 +278,17 @@ def ece_interval(gaps: Statistic, sums: Floats, *, seed: int = 0, blocks: bool =
         T with its interval, and the value under which T is the median: ECE without what noise adds (median-unbiased),
         NaN where there is no interval.
     """
-
-    def plugin(totals: Floats) -> Floats:
-        return np.asarray(np.abs(gaps(totals)).sum(axis=-1))
-
-    whole = estimate(plugin, sums, blocks=blocks)
-    if math.isnan(whole.standard_error):
-        return Interval(whole.value, None, None), math.nan
-    found = jackknife(gaps, sums, np.sign(gaps(sums.sum(axis=0))), blocks=blocks)
-    observed, errors, freedom = found.values, np.sqrt(np.diag(found.covariance)), len(found.sums) - 1
+    signs = np.sign(gaps(sums.sum(axis=0)))
+    found = jackknife(gaps, sums, signs, blocks=blocks)
+    observed, covariance, freedom = found.values, found.covariance, found.num_units - 1
+    value = float(np.abs(observed).sum())
+    if np.isnan(covariance).any():
+        return Interval(value, None, None), math.nan
+    covariance = covariance + np.diag(np.maximum(least_variance(sums.sum(axis=0)) - np.diag(covariance), 0))
+    whole = Estimate(value, math.sqrt(signs @ covariance @ signs), found.degrees_of_freedom, found.num_units)
+    errors = np.sqrt(np.diag(covariance))
     generator = np.random.default_rng(seed)
-    noise = generator.multivariate_normal(np.zeros_like(observed), found.covariance, _ECE_DRAWS, method="eigh")
+    noise = generator.multivariate_normal(np.zeros_like(observed), covariance, _ECE_DRAWS, method="eigh")
     noise /= np.sqrt(generator.chisquare(freedom, (_ECE_DRAWS, 1)) / freedom)
 
     def moved(steps: float) -> Floats:
@@ -307,12 +331,12 @@ def _lag_one_correlation(values: Floats) -> float:
     return float(centred[1:] @ centred[:-1]) / square if square > 0 else -1.0
 
 
-def _wilson(share: Estimate) -> Interval:
+def _wilson(share: Estimate, num_predictions: float) -> Interval:
     p, quantile = share.value, float(stats.t.ppf(0.975, share.degrees_of_freedom))
-    if share.standard_error == 0 and 0 < p < 1:
-        return Interval(p, p, p)
     # All right or all wrong: the spread shows nothing, and no more is known than that of one prediction a unit.
-    count = p * (1 - p) / share.standard_error**2 if share.standard_error > 0 else share.num_units
+    count = float(share.num_units)
+    if 0 < p < 1:
+        count = min(num_predictions, p * (1 - p) / max(share.standard_error**2, 1e-300))
     weight = quantile**2 / count
     middle = (p + weight / 2) / (1 + weight)
     half = math.sqrt(p * (1 - p) * weight + weight**2 / 4) / (1 + weight)

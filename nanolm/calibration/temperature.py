@@ -204,7 +204,7 @@ def _fit(
             raise CalibrationRefused(
                 f"NLL {scores.nll:.6f} at the fitted T = {temperature:.5f} is above {first.nll:.6f} at T = 1"
             )
-        temperature, scores = 1.0, first  # equal but for rounding: nothing to mend
+        temperature, scores = 1.0, first  # equal but for rounding: nothing to gain
     half = _half_width(scores, None if units is None else units[np.concatenate(valid)], blocks)
     return TemperatureFit(
         temperature=temperature,

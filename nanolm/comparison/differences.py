@@ -68,7 +68,12 @@ WITH_MARGIN = ("nll", "nll_at_temperature")
 
 SIGNIFICANCE = 0.05
 OTHER_TOKENS = "the runs were scored in other tokens or on another text"
-ONE_SEED = "one seed each: how much seeds alone move it is not known"
+OTHER_UNITS = "the runs' sums are over other units, as by another version: evaluate them again"
+OTHER_TEXT = "the runs were not scored on the same text"
+NO_SUMS = "documents-….npz of a run is missing, or of another evaluation"
+NO_TEXT_INTERVAL = "no interval over the text: it is too short, or a value is not finite"
+WITHOUT_TEXT = (OTHER_UNITS, OTHER_TEXT, NO_SUMS, NO_TEXT_INTERVAL)
+ONE_SEED = "a cell has one seed, so that the variance between seeds is not known"
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Difference:
         p_value: adjusted for all differences of the panel; None where text or seeds are not known.
         p_equivalence: of the hypothesis that the difference is at least the margin, adjusted alike; None without one.
         reason: why there is no p-value.
-        num_left_out: seeds that only one of the two cells has.
+        num_left_out: runs that play no part, since only one of the two cells has their seed.
     """
 
     value: float
@@ -110,7 +115,7 @@ class Difference:
 
     @property
     def is_equivalent(self) -> bool:
-        """Whether the difference is told apart from the margin and beyond, at 5 %."""
+        """Whether the difference is within the margin, by two one-sided tests at 5 %."""
         return self.p_equivalence is not None and self.p_equivalence <= SIGNIFICANCE
 
 
@@ -154,14 +159,14 @@ def differences(panel: Panel, margin: float | None = None) -> Mapping[tuple[Cell
         found[cell, metric] = replace(found[cell, metric], p_value=p_value)
     if margin is not None:
         pairs = [key for key in family if key[1] in WITH_MARGIN]
-        for key, p_value in zip(pairs, holm([_p_of_margin(tests[key], margin) for key in pairs]), strict=True):
+        for key, p_value in zip(pairs, holm([p_of_margin(tests[key], margin) for key in pairs]), strict=True):
             found[key] = replace(found[key], p_equivalence=p_value)
     return found
 
 
-def num_tests(panel: Panel) -> int:
+def num_tests(panel: Panel, margin: float | None = None) -> int:
     """How many hypotheses the p-values of ``differences`` are adjusted for."""
-    found = differences(panel)
+    found = differences(panel, margin)
     tested = {key for key, difference in found.items() if difference.p_value is not None}
     return sum(metric != "bits_per_byte" or (cell, "nll") not in tested for cell, metric in tested)
 
@@ -211,19 +216,20 @@ def _difference(cell: Cell, baseline: Cell, metric: str) -> tuple[Difference, Es
     if not ours or not theirs:
         return None
     common = sorted(ours.keys() & theirs.keys())
-    left, right = ([of[seed] for seed in common or of] for of in (ours, theirs))
+    paired = len(common) >= 2 or ours.keys() == theirs.keys()
+    left, right = ([of[seed] for seed in (common if paired else of)] for of in (ours, theirs))
     value = _mean(left, metric) - _mean(right, metric)
-    num_left_out = max(len(ours), len(theirs)) - len(common)
-    reason = _unpaired(left, right, metric)
+    num_left_out = len(ours) + len(theirs) - 2 * len(common) if paired else 0
+    reason = why_no_text((*left, *right), metric)
     if reason == OTHER_TOKENS and metric != "bits_per_byte":
         return None
     if metric in NOT_TESTED:
         return Difference(
             value, Interval(value, None, None), reason=NOT_TESTED[metric], num_left_out=num_left_out
         ), None
-    seeds, text = _two_sources(left, right, metric, paired=bool(common), known_text=not reason)
+    seeds, text = _two_sources(left, right, metric, paired=paired, known_text=not reason)
     if text is None and not reason:
-        reason = "the text is too short for an interval"
+        reason = NO_TEXT_INTERVAL
     known = [source for source in (text, seeds) if source is not None]
     whole = total_variance(value, known) if known else None
     return (
@@ -250,7 +256,7 @@ def _mean(runs: Sequence[Run], metric: str) -> float:
 def _two_sources(
     ours: Sequence[Run], theirs: Sequence[Run], metric: str, paired: bool, known_text: bool
 ) -> tuple[Estimate | None, Estimate | None]:
-    """The seeds' and the text's share of the variance of a difference; None for what is not known."""
+    """The seeds' and the text's share of the variance of a difference; None where it cannot be estimated."""
     values = [[_mean([run], metric) for run in runs] for runs in (ours, theirs)]
     per_seed, signs = ([[a - b for a, b in zip(*values, strict=True)]], (1,)) if paired else (values, (1, -1))
     if not known_text or metric == "temperature":
@@ -281,29 +287,31 @@ def _over_calibration_text(ours: Sequence[Run], theirs: Sequence[Run]) -> Estima
     return Estimate(0.0, math.hypot(*errors), math.inf, 0)
 
 
-def _p_of_margin(found: Estimate, margin: float) -> float:
+def p_of_margin(found: Estimate, margin: float) -> float:
     """Of two one-sided tests: that the difference is at least the margin on either side."""
     if abs(found.value) >= margin:
         return 1.0
     return found.p_value(math.copysign(margin, found.value)) / 2
 
 
-def _unpaired(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> str:
-    """Why the text's share of the variance is not known; empty where it is."""
-    runs = (*ours, *theirs)
+def why_no_text(runs: Sequence[Run], metric: str) -> str:
+    """Why the text's share of the variance cannot be estimated; empty where it can."""
     known = [run.units for run in runs if run.units is not None]
     texts = {run.figures.get("corpus") for run in runs}
     # Then the units are the same too; a seed may deal a unit's examples more often than another seed.
     same_text = len(texts) == 1 and None not in texts
-    if len({len(unit) for unit in known}) > 1 or not (same_text or _equal(known, "tokens")):
-        if metric != "bits_per_byte" or not _equal(known, "bytes"):
+    same_units = len({(len(run.units), run.blocks) for run in runs if run.units is not None}) <= 1
+    if not same_units or not (same_text or _equal(known, "tokens")):
+        if same_text:
+            return OTHER_UNITS
+        if metric != "bits_per_byte" or not same_units or not _equal(known, "bytes"):
             return OTHER_TOKENS
     elif len(texts) > 1:
-        return "the runs were not scored on the same text"
+        return OTHER_TEXT
     if metric == "temperature" or metric in NOT_TESTED:
         return ""
     if len(known) < len(runs):
-        return "documents-….npz of a run is missing, or of another evaluation"
+        return NO_SUMS
     if metric in AT_TEMPERATURE and any(np.isnan(column(unit, metric)).any() for unit in known):
         return "a run has no temperature"
     return ""

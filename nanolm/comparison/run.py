@@ -110,7 +110,7 @@ def panel_text(panel: Panel, comparison: Comparison) -> str:
             )
         )
     if smoothed := smoothed_cells(panel):
-        theory = "label smoothing, theory and measurement; in brackets 95 % intervals over text and seeds, uncorrected"
+        theory = "label smoothing, theory and measurement; 95 % intervals over text and seeds, verdicts after Holm"
         parts.append(aligned(theory, smoothing_rows(smoothed)))
         parts.append(aligned("what brings back the NLL of a model without smoothing", restoring_rows(smoothed)))
     return "\n\n".join(parts)

@@ -10,6 +10,7 @@ from nanolm.comparison.differences import (
     METRICS,
     NOT_TESTED,
     ONE_SEED,
+    WITHOUT_TEXT,
     Difference,
     Spread,
     differences,
@@ -50,7 +51,7 @@ def spread_text(found: Spread | None) -> str:
 def difference_text(found: Difference | None) -> str:
     """``+0.0412 [+0.0371, +0.0453]``, in parentheses where it is not significant.
 
-    An asterisk: some seeds are of one cell alone and play no part. ``≈``: equivalent within the margin.
+    An asterisk: runs whose seed the other cell lacks play no part. ``≈``: equivalent within the margin.
     """
     if found is None:
         return ""
@@ -95,30 +96,33 @@ def against_baseline(
 
 def about_differences(panel: Panel, metrics: Sequence[str] = tuple(METRICS), margin: float | None = None) -> str:
     """What the numbers of ``against_baseline`` mean, in whole sentences."""
-    found = differences(panel, margin).values()
-    if not found:
-        return ""
-    num, with_intervals = num_tests(panel), any(difference.interval.low is not None for difference in found)
+    found = list(differences(panel, margin).values())
+    reasons, num = {difference.reason for difference in found}, num_tests(panel, margin)
+    text = "text" if panel.task == LANGUAGE_MODEL else "examples"
     sentences = []
-    if with_intervals:
-        sentences.append(
-            "In brackets: 95 % intervals, each of one difference, over the text and the seeds together; "
-            "in parentheses: not significant."
-        )
     if num:
-        sentences.append(f"Significant: p at most 0.05 after Holm's correction for {num} comparisons.")
-    if len({difference.reason for difference in found if difference.p_value is None} & {ONE_SEED}):
-        sentences.append("A cell with one seed: its intervals are over the text alone, so that nothing is significant.")
-    if panel.task != LANGUAGE_MODEL:
+        about = f"In brackets: 95 % intervals, each of one difference, over the {text} and the seeds together"
+        if any(run.blocks for cell in panel.cells for run in cell.runs):
+            about += ", given this text (too few documents to show how documents differ)"
+        sentences = [
+            f"{about}; in parentheses: not significant.",
+            f"Significant: p at most 0.05 after Holm's correction for {num} comparison{'' if num == 1 else 's'}.",
+            "That a difference is not significant does not show that there is none.",
+        ]
+    if ONE_SEED in reasons:
+        sentences.append(
+            f"Where a cell has one seed, intervals are over the {text} alone, and nothing can be called significant."
+        )
+    without_text = "Some intervals are over the seeds alone, and nothing can be called significant: {}."
+    sentences += [without_text.format(reason) for reason in WITHOUT_TEXT if reason in reasons]
+    if panel.task != LANGUAGE_MODEL and found:
         sentences.append("How much other training examples would move the models is not in the intervals.")
-    if margin is not None:
+    if any(difference.p_equivalence is not None for difference in found):
         sentences.append(f"≈: equivalent within ±{margin:g} nats (two one-sided tests, p at most 0.05 after Holm).")
-    else:
-        sentences.append("That a difference is not significant does not show that there is none.")
-    if untested := [METRICS[metric] for metric in metrics if metric in NOT_TESTED]:
+    if found and (untested := [METRICS[metric] for metric in metrics if metric in NOT_TESTED]):
         sentences.append(f"Without brackets: not tested ({', '.join(untested)}).")
     if any(difference.num_left_out for difference in found):
-        sentences.append("*: seeds that only one of the two cells has are left out.")
+        sentences.append("*: runs whose seed only one of the two cells has are left out.")
     return " ".join(sentences)
 
 

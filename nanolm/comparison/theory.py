@@ -15,14 +15,14 @@ data less that on training data (Carrell et al. 2022, arXiv:2210.01964): an empi
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from nanolm.calibration.intervals import Estimate, Statistic, total_variance
+from nanolm.calibration.intervals import Estimate, Statistic, holm, total_variance
 from nanolm.comparison.cells import TEACHER, Cell, Panel
-from nanolm.comparison.differences import SIGNIFICANCE, Spread, contrast, spread, spread_of
+from nanolm.comparison.differences import SIGNIFICANCE, Spread, contrast, p_of_margin, spread, spread_of, why_no_text
 from nanolm.comparison.runs import Run
 from nanolm.evaluation.sums import STATISTICS, Array
 
@@ -53,15 +53,17 @@ class Smoothed:
     nll_inverted: Spread | None
     nll_plain: Spread
     """of the cell without smoothing: what the inverse map should come back to"""
+    p_zero: float = math.nan
+    p_margin: float = math.nan
+    """of the hypotheses that the excess is 0, and that it is at least ``MARGIN``; adjusted for all cells (Holm)"""
 
     @property
     def verdict(self) -> str:
-        """What the excess shows by itself, without a correction for the other cells, at 5 %."""
-        if math.isnan(self.excess.standard_error):
+        """What the excess shows at 5 %, all cells of the panel tested together."""
+        if math.isnan(self.p_zero):
             return "-"
-        differs = self.excess.p_value() <= SIGNIFICANCE
-        within = all(self.excess.p_value(end) / 2 <= SIGNIFICANCE for end in (-MARGIN, MARGIN))
-        if within and abs(self.excess.value) < MARGIN:
+        differs, within = self.p_zero <= SIGNIFICANCE, self.p_margin <= SIGNIFICANCE
+        if within:
             return f"within ±{MARGIN:g}" + (", not 0" if differs else "")
         return "differs" if differs else "open"
 
@@ -76,7 +78,16 @@ def smoothed_cells(panel: Panel) -> list[Smoothed]:
         measured = [*cell.runs, *plain.runs]
         if cell.by_seed().keys() == plain.by_seed().keys() and all(run.value("nll") is not None for run in measured):
             found.append(_smoothed(cell, plain, epsilon))
-    return found
+    tested = [row.excess for row in found if not math.isnan(row.excess.standard_error)]
+    p_zero, p_margin = (iter(holm(values)) for values in _p_values(tested))
+    return [
+        row if math.isnan(row.excess.standard_error) else replace(row, p_zero=next(p_zero), p_margin=next(p_margin))
+        for row in found
+    ]
+
+
+def _p_values(excesses: Sequence[Estimate]) -> tuple[list[float], list[float]]:
+    return [excess.p_value() for excess in excesses], [p_of_margin(excess, MARGIN) for excess in excesses]
 
 
 def _smoothed(cell: Cell, plain: Cell, epsilon: float) -> Smoothed:
@@ -116,7 +127,7 @@ def _smoothed(cell: Cell, plain: Cell, epsilon: float) -> Smoothed:
 
 def _with_variance(excess: Sequence[float], runs: Sequence[Run], statistic: Statistic) -> Estimate:
     value = float(np.mean(excess))
-    if len({run.figures.get("corpus") for run in runs}) > 1 or any(run.units is None for run in runs):
+    if why_no_text(runs, "accuracy"):
         return Estimate(value, math.nan, 0.0, 0)
     seeds, text = contrast([excess], runs, statistic)
     return Estimate(value, math.nan, 0.0, 0) if text is None else total_variance(value, (seeds, text))

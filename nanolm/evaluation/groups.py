@@ -105,7 +105,12 @@ class SlicedSums:
     def _intervals(self, group: int) -> dict[str, Interval]:
         sums = self._sums[:, group]
         sums = sums[sums[:, 0] > 0]
+        total = sums.sum(axis=0)
+        # That of independent outcomes which are as likely as the mean confidence says: at least what a bin would have.
+        noise = float(total[3] * (1 - total[3] / total[0]) / total[0] ** 2)
         return {
             "entropy_gap": interval(lambda s: (s[..., 1] - s[..., 2]) / s[..., 0], sums, blocks=self._blocks),
-            "confidence_gap": interval(lambda s: (s[..., 3] - s[..., 4]) / s[..., 0], sums, blocks=self._blocks),
+            "confidence_gap": interval(
+                lambda s: (s[..., 3] - s[..., 4]) / s[..., 0], sums, blocks=self._blocks, least_variance=max(noise, 0.0)
+            ),
         }

@@ -26,6 +26,7 @@ from nanolm.evaluation.sums import (
     WIDTH,
     Array,
     bin_gaps,
+    bin_noise,
     column,
 )
 from nanolm.files import write_atomically
@@ -97,7 +98,7 @@ class Measurement:
             found["perplexity"] = Interval(math.exp(nll.value), math.exp(nll.low), math.exp(nll.high))
         if "nll_at_temperature" in found:
             found["refinement"] = found["nll_at_temperature"]
-        found["ece"], without_noise = ece_interval(bin_gaps, units, blocks=blocks)
+        found["ece"], without_noise = ece_interval(bin_gaps, bin_noise, units, blocks=blocks)
         values = self.values()
         if math.isfinite(without_noise):  # another estimate of the same number
             values["ece_debiased"], found["ece_debiased"] = without_noise, found["ece"]

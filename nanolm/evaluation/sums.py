@@ -61,7 +61,7 @@ class UnitSums:
 
 
 def per_token(name: str) -> Callable[[Array], Array]:
-    """The mean of a figure over tokens, never a mean of documents' means."""
+    """The mean of a metric over tokens, never a mean of documents' means."""
     return lambda sums: column(sums, name) / column(sums, "tokens")
 
 
@@ -87,6 +87,16 @@ def bin_gaps(sums: Array) -> Array:
     return np.asarray(
         (column(sums, "bin_confidence") - column(sums, "bin_correct")) / column(sums, "tokens")[..., None]
     )
+
+
+def bin_noise(sums: Array) -> Array:
+    """(..., NUM_BINS): the variance of ``bin_gaps`` if outcomes were independent and as likely as they are said to be.
+
+    Σ c (1 - c) / N² over the predictions of a bin, taken at the bin's mean confidence c.
+    """
+    count, confidence = column(sums, "bin_count"), column(sums, "bin_confidence")
+    variance = confidence * (1 - confidence / np.maximum(count, 1))
+    return np.asarray(np.maximum(variance, 0) / column(sums, "tokens")[..., None] ** 2)
 
 
 def expected_calibration_error(sums: Array) -> Array:

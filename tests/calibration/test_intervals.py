@@ -8,7 +8,7 @@ from benchmarks.interval_coverage import of_blocks, printed, simulated, temperat
 from benchmarks.simulated_text import documents
 from nanolm.calibration import Interval, ece_interval, estimate, independent_units, interval, paired_interval
 from nanolm.calibration.intervals import degrees_of_freedom, holm, mean_estimate, total_variance
-from nanolm.evaluation.sums import column
+from nanolm.evaluation.sums import NUM_BINS, WIDTH, bin_gaps, bin_noise, column
 
 
 def ratio(sums):
@@ -125,16 +125,20 @@ def gaps(sums):
     return sums[..., 1:] / sums[..., :1]
 
 
+def no_floor(sums):
+    return 0 * sums[..., 1:]
+
+
 def test_the_interval_of_ece_holds_0_for_a_calibrated_model_and_the_value_for_another():
     held, held_far = 0, 0
     for seed in range(200):
         generator = np.random.default_rng(seed)
         sums = np.concatenate([np.full((20, 1), 1000.0), generator.normal(0, 20, (20, 15))], axis=1)
-        found, debiased = ece_interval(gaps, sums)
+        found, debiased = ece_interval(gaps, no_floor, sums)
         held += found.low == 0
         assert found.low <= debiased <= found.value <= found.high
         sums[:, 1:] += np.linspace(-8, 8, 15)
-        far, _ = ece_interval(gaps, sums)
+        far, _ = ece_interval(gaps, no_floor, sums)
         held_far += far.low <= np.abs(np.linspace(-8, 8, 15)).sum() / 1000 <= far.high
     assert held / 200 >= 0.93
     assert held_far / 200 >= 0.91
@@ -143,7 +147,7 @@ def test_the_interval_of_ece_holds_0_for_a_calibrated_model_and_the_value_for_an
 def test_the_debiased_ece_is_0_on_about_half_of_calibrated_samples():
     generator = np.random.default_rng(0)
     found = [
-        ece_interval(gaps, np.concatenate([np.ones((40, 1)), generator.normal(size=(40, 15))], axis=1))[1]
+        ece_interval(gaps, no_floor, np.concatenate([np.ones((40, 1)), generator.normal(size=(40, 15))], axis=1))[1]
         for _ in range(100)
     ]
     assert 0.3 < np.mean(np.array(found) < 1e-3) < 0.7
@@ -184,7 +188,7 @@ def test_documents_are_the_units_from_8_on():
 
 
 @pytest.mark.parametrize(
-    ("lengths", "count"), [([111_540], 64), ([100, 200], 64), ([12], 12), ([1], 1), ([1] * 20 + [100_000], 64)]
+    ("lengths", "count"), [([111_540], 64), ([100, 200], 64), ([255], 1), ([1], 1), ([1] * 20 + [100_000], 64)]
 )
 def test_blocks_are_the_units_below_and_where_one_document_is_nearly_all(lengths, count):
     units = independent_units(np.array(lengths))
@@ -225,3 +229,31 @@ def test_an_infinite_nll_leaves_the_intervals_of_other_metrics_as_they_are():
         assert after[name].low < after[name].high
     for name in ("nll", "bits_per_byte", "entropy_gap"):
         assert (after[name].value, after[name].low, after[name].high) == (math.inf, None, None)
+
+
+@pytest.mark.parametrize(("num_examples", "confidence"), [(30, 0.95), (100, 0.99), (100, 0.02), (569, 0.97)])
+def test_the_ece_of_a_calibrated_classifier_with_few_errors_may_be_0(num_examples, confidence):
+    """Bins that are all right or all wrong show no variance of their own."""
+    held = 0
+    for seed in range(200):
+        sums = np.zeros((num_examples, WIDTH))
+        column(sums, "tokens")[:] = 1
+        place = min(int(confidence * NUM_BINS), NUM_BINS - 1)
+        column(sums, "bin_count")[:, place] = 1
+        column(sums, "bin_confidence")[:, place] = confidence
+        column(sums, "bin_correct")[:, place] = np.random.default_rng(seed).random(num_examples) < confidence
+        held += ece_interval(bin_gaps, bin_noise, sums)[0].low == 0
+    assert held / 200 >= 0.92
+
+
+def test_an_accuracy_is_never_surer_than_independent_predictions_would_be():
+    """Documents can agree by chance."""
+    tokens = np.full(8, 10.0)
+    found = interval(ratio, np.stack([tokens, np.full(8, 3.0)], axis=1), scale="proportion")
+    independent = stats.binomtest(24, 80).proportion_ci(0.95, method="wilson")
+    assert found.low <= independent.low < independent.high <= found.high
+
+
+def test_empty_units_count_for_nothing():
+    sums = np.concatenate([make_sums(3), np.zeros((17, 3))])
+    assert interval(ratio, sums).low is None

@@ -7,8 +7,9 @@ from scipy import stats
 from benchmarks.comparison_errors import errors
 from nanolm.calibration.intervals import degrees_of_freedom
 from nanolm.comparison import find_runs, make_panels
-from nanolm.comparison.differences import ONE_SEED, differences, num_tests, spread
+from nanolm.comparison.differences import ONE_SEED, OTHER_UNITS, differences, num_tests, spread
 from nanolm.comparison.tables import about_differences, difference_text
+from nanolm.comparison.theory import smoothed_cells
 from nanolm.evaluation.sums import column
 
 
@@ -173,6 +174,7 @@ def test_a_difference_is_over_the_seeds_that_both_have(make_run, tmp_path):
     found = of(panel, panel.cells[2], "nll")
     assert found.value == pytest.approx(2.5 - np.mean([1.9, 2.0, 2.8]))
     assert found.seeds is None
+    assert found.num_left_out == 0
 
 
 def test_seeds_that_deal_the_same_examples_otherwise_are_compared_on_them(make_run, tmp_path):
@@ -189,3 +191,46 @@ def test_seeds_that_deal_the_same_examples_otherwise_are_compared_on_them(make_r
     found = of(panel, panel.cells[1], "nll")
     assert found.interval.low is not None
     assert found.value == pytest.approx(1.0)
+
+
+def test_seeds_are_paired_from_two_that_both_have_on(make_run, tmp_path):
+    """One in common is no pair to learn from: then all runs of both cells play their part."""
+    for seed in range(5):
+        make_run(f"{seed}", seed, 1.9 + 0.01 * seed, noise=seed, loss__label_smoothing=0.1 * (seed > 2))
+    make_run("5", 2, 1.95, noise=5, loss__label_smoothing=0.1)
+    (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
+    found = of(panel, panel.cells[1], "nll")
+    assert found.value == pytest.approx(np.mean([1.93, 1.94, 1.95]) - np.mean([1.9, 1.91, 1.92]))
+    expected = math.hypot(
+        *(np.std(values, ddof=1) / math.sqrt(3) for values in ([1.93, 1.94, 1.95], [1.9, 1.91, 1.92]))
+    )
+    assert (found.seeds, found.num_left_out) == (pytest.approx(expected), 0)
+    assert "left out" not in about_differences(panel)
+
+
+def test_sums_over_other_units_of_the_same_text_are_told(make_run, tmp_path):
+    """As those of an evaluation by another version."""
+
+    def join_pairs(arrays):
+        for name in arrays:
+            arrays[name] = arrays[name][::2] + arrays[name][1::2]
+
+    for seed in (0, 1):
+        for number, smoothing in enumerate((0.0, 0.1)):
+            place = make_run(
+                f"{2 * seed + number}",
+                seed,
+                1.9 + 0.1 * number,
+                figures={"corpus": "one"},
+                loss__label_smoothing=smoothing,
+            )
+            if smoothing:
+                with np.load(place / "documents-val.npz") as file:
+                    arrays = dict(file)
+                join_pairs(arrays)
+                np.savez(place / "documents-val.npz", **arrays)
+    (panel,) = make_panels(find_runs(tmp_path / "runs")[0])
+    found = of(panel, panel.cells[1], "nll")
+    assert (found.reason, found.p_value, found.text) == (OTHER_UNITS, None, None)
+    assert OTHER_UNITS in about_differences(panel)
+    assert [row.verdict for row in smoothed_cells(panel)] == ["-"]
