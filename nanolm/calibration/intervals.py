@@ -284,8 +284,11 @@ def ece_interval(
     value = float(np.abs(observed).sum())
     if np.isnan(covariance).any():
         return Interval(value, None, None), math.nan
-    covariance = covariance + np.diag(np.maximum(least_variance(sums.sum(axis=0)) - np.diag(covariance), 0))
-    whole = Estimate(value, math.sqrt(signs @ covariance @ signs), found.degrees_of_freedom, found.num_units)
+    least = least_variance(sums.sum(axis=0))
+    covariance = covariance + np.diag(np.maximum(least - np.diag(covariance), 0))
+    # Of Σ|d_b| itself: leaving out a document can turn the sign of a gap, which its linear part does not know.
+    whole = estimate(lambda totals: np.asarray(np.abs(gaps(totals)).sum(axis=-1)), sums, blocks=blocks)
+    whole = replace(whole, standard_error=max(whole.standard_error, math.sqrt(least.sum())))
     errors = np.sqrt(np.diag(covariance))
     generator = np.random.default_rng(seed)
     noise = generator.multivariate_normal(np.zeros_like(observed), covariance, _ECE_DRAWS, method="eigh")
