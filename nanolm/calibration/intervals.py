@@ -160,13 +160,8 @@ class Jackknife:
     covariance: Floats
     """(n, n); NaN where the units are too few or a value is not finite"""
     degrees_of_freedom: float
-    sums: Floats
-    """(U, K) of the units that were left out, where blocks were joined of the joined ones"""
-
-    @property
-    def num_units(self) -> int:
-        """Units that are not empty."""
-        return int((self.sums[:, 0] > 0).sum())
+    num_units: int
+    """units that are not empty, after blocks were joined"""
 
 
 def jackknife(statistic: Statistic, sums: Floats, weights: Floats, *, blocks: bool = False) -> Jackknife:
@@ -187,9 +182,9 @@ def jackknife(statistic: Statistic, sums: Floats, weights: Floats, *, blocks: bo
     num_units = int((sums[:, 0] > 0).sum())
     freedom = max(degrees_of_freedom(sums[:, 0]), 1.0)
     if num_units < MIN_UNITS or not (np.isfinite(values).all() and np.isfinite(left_out).all()):
-        return Jackknife(values, np.full((len(values), len(values)), np.nan), freedom, sums)
+        return Jackknife(values, np.full((len(values), len(values)), np.nan), freedom, num_units)
     change = (left_out - values) * np.sqrt(1 - sums[:, :1] / sums[:, 0].sum())
-    return Jackknife(values, change.T @ change, freedom, sums)
+    return Jackknife(values, change.T @ change, freedom, num_units)
 
 
 def interval(

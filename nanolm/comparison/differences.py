@@ -171,27 +171,27 @@ def num_tests(panel: Panel, margin: float | None = None) -> int:
     return sum(metric != "bits_per_byte" or (cell, "nll") not in tested for cell, metric in tested)
 
 
-def contrast(
-    per_seed: Sequence[Sequence[float]], runs: Sequence[Run], statistic: Statistic, signs: Sequence[int] = (1,)
-) -> tuple[Estimate, Estimate | None]:
-    """The variance of a sum of means over seeds: that of the seeds, and what the text adds to it.
+def over_seeds(per_seed: Sequence[Sequence[float]]) -> Estimate:
+    """What the seeds add to the variance of a sum of means over them; ``per_seed`` holds the values of each mean."""
+    return total_variance(0.0, [mean_estimate(values) for values in per_seed])
+
+
+def over_text(
+    sizes: Sequence[int], runs: Sequence[Run], statistic: Statistic, signs: Sequence[int] = (1,)
+) -> Estimate | None:
+    """What the text adds to the variance of a sum of means over seeds; None for a text that is too short.
 
     The covariance C of the seeds' values over the text has, on average, the variance of the documents' levels, which
     all seeds share, off its diagonal; the interaction of seeds and documents is on the diagonal alone, and in the
     spread of the seeds already.
 
     Args:
-        per_seed: groups of values, one for each seed, whose means are added up with their ``signs``.
+        sizes: how many values each mean is of; the means are added up with their ``signs``.
         runs: all that play a part, with their units, scored on one text.
-        statistic: (..., runs, WIDTH) sums to (..., n) values, those of all groups one after the other.
-
-    Returns:
-        the seeds' estimate and the text's; None for a text that is too short.
+        statistic: (..., runs, WIDTH) sums to (..., n) values, those of all means one after the other.
     """
-    groups = [mean_estimate(values) for values in per_seed]
-    seeds = total_variance(0.0, groups)
     sums = np.nan_to_num(np.concatenate([run.units for run in runs if run.units is not None], axis=1))
-    weights = np.concatenate([np.full(len(v), sign / len(v)) for v, sign in zip(per_seed, signs, strict=True)])
+    weights = np.concatenate([np.full(size, sign / size) for size, sign in zip(sizes, signs, strict=True)])
     found = jackknife(
         lambda totals: statistic(totals.reshape(*totals.shape[:-1], len(runs), WIDTH)),
         sums,
@@ -199,15 +199,14 @@ def contrast(
         blocks=runs[0].blocks,
     )
     if np.isnan(found.covariance).any():
-        return seeds, None
+        return None
     variance, first = float(weights @ found.covariance @ weights), 0
-    for values in per_seed:
-        own = found.covariance[first : first + len(values), first : first + len(values)]
-        first += len(values)
-        if len(values) > 1:
-            variance -= float(np.diag(own).mean() - own.mean()) / (len(values) - 1)
-    error = math.sqrt(max(variance, 0.0))
-    return seeds, Estimate(0.0, error, found.degrees_of_freedom, len(found.sums))
+    for size in sizes:
+        own = found.covariance[first : first + size, first : first + size]
+        first += size
+        if size > 1:
+            variance -= float(np.diag(own).mean() - own.mean()) / (size - 1)
+    return Estimate(0.0, math.sqrt(max(variance, 0.0)), found.degrees_of_freedom, found.num_units)
 
 
 def _difference(cell: Cell, baseline: Cell, metric: str) -> tuple[Difference, Estimate | None] | None:
@@ -259,9 +258,11 @@ def _two_sources(
     """The seeds' and the text's share of the variance of a difference; None where it cannot be estimated."""
     values = [[_mean([run], metric) for run in runs] for runs in (ours, theirs)]
     per_seed, signs = ([[a - b for a, b in zip(*values, strict=True)]], (1,)) if paired else (values, (1, -1))
-    if not known_text or metric == "temperature":
-        seeds = total_variance(0.0, [mean_estimate(of_group) for of_group in per_seed])
-        text = _over_calibration_text(ours, theirs) if known_text else None
+    seeds = over_seeds(per_seed)
+    if not known_text:
+        text = None
+    elif metric == "temperature":
+        text = _over_calibration_text(ours, theirs)
     else:
         function = PER_DOCUMENT[metric]
 
@@ -269,7 +270,7 @@ def _two_sources(
             each = function(totals)
             return each[..., : len(ours)] - each[..., len(ours) :] if paired else each
 
-        seeds, text = contrast(per_seed, (*ours, *theirs), of_seeds, signs)
+        text = over_text([len(values) for values in per_seed], (*ours, *theirs), of_seeds, signs)
     return (None if math.isnan(seeds.standard_error) else seeds), text
 
 

@@ -22,7 +22,16 @@ import numpy as np
 
 from nanolm.calibration.intervals import Estimate, Statistic, holm, total_variance
 from nanolm.comparison.cells import TEACHER, Cell, Panel
-from nanolm.comparison.differences import SIGNIFICANCE, Spread, contrast, p_of_margin, spread, spread_of, why_no_text
+from nanolm.comparison.differences import (
+    SIGNIFICANCE,
+    Spread,
+    over_seeds,
+    over_text,
+    p_of_margin,
+    spread,
+    spread_of,
+    why_no_text,
+)
 from nanolm.comparison.runs import Run
 from nanolm.evaluation.sums import STATISTICS, Array
 
@@ -129,8 +138,8 @@ def _with_variance(excess: Sequence[float], runs: Sequence[Run], statistic: Stat
     value = float(np.mean(excess))
     if why_no_text(runs, "accuracy"):
         return Estimate(value, math.nan, 0.0, 0)
-    seeds, text = contrast([excess], runs, statistic)
-    return Estimate(value, math.nan, 0.0, 0) if text is None else total_variance(value, (seeds, text))
+    text = over_text([len(excess)], runs, statistic)
+    return Estimate(value, math.nan, 0.0, 0) if text is None else total_variance(value, (over_seeds([excess]), text))
 
 
 def _without_smoothing(panel: Panel, cell: Cell) -> Cell | None:
