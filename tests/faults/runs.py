@@ -17,6 +17,21 @@ from nanolm.training.loop import TrainingLoop
 
 TIMES = {"train/seconds", "train/tokens_per_second", "train/mfu"}
 ROOT = Path(__file__).parents[2]
+TINY = [
+    "data=jsonl",
+    "tokenizer=byte",
+    "model.hidden_size=32",
+    "model.num_hidden_layers=1",
+    "model.num_attention_heads=2",
+    "model.num_key_value_heads=1",
+    "model.intermediate_size=48",
+    "trainer.device=cpu",
+    "trainer.batch_size=4",
+    "trainer.sequence_length=16",
+    "sample.max_new_tokens=5",
+    "wandb.mode=disabled",
+]
+"""A run of a second on JSON lines, but for its text, its length and its directory."""
 COMMAND = "python scripts/train.py seed=0 hydra.run.dir=runs/one"
 
 

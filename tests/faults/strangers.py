@@ -15,6 +15,7 @@ from nanolm.model import GPT
 from nanolm.optim import build_optimizer
 from nanolm.training.checkpoint import save_checkpoint
 from nanolm.training.state import TrainingState
+from tests.faults.runs import TINY
 
 CALIBRATION = {
     "temperature": {"value": 1.2, "low": 1.1, "high": 1.3},
@@ -30,22 +31,11 @@ CALIBRATION = {
 def overrides(corpus_file, data_root):
     """The command line of a run of a second, without its run directory."""
     return [
-        "data=jsonl",
+        *TINY,
         f"data.path={corpus_file}",
         f"data.root={data_root}",
-        "tokenizer=byte",
-        "model.hidden_size=32",
-        "model.num_hidden_layers=1",
-        "model.num_attention_heads=2",
-        "model.num_key_value_heads=1",
-        "model.intermediate_size=48",
-        "trainer.device=cpu",
         "trainer.max_steps=2",
-        "trainer.batch_size=4",
-        "trainer.sequence_length=16",
         "trainer.eval_every=null",
-        "sample.max_new_tokens=5",
-        "wandb.mode=disabled",
     ]
 
 

@@ -10,22 +10,11 @@ import pytest
 
 from nanolm.training import find_checkpoint
 from tests.faults.injection import in_child
-from tests.faults.runs import run, run_script
+from tests.faults.runs import TINY, run, run_script
 
-TINY = [
-    "data=jsonl",
-    "tokenizer=byte",
-    "model.hidden_size=32",
-    "model.num_hidden_layers=1",
-    "model.num_attention_heads=2",
-    "model.num_key_value_heads=1",
-    "model.intermediate_size=48",
-    "trainer.device=cpu",
-    "trainer.batch_size=4",
-    "trainer.sequence_length=16",
+SHORT = [
+    *TINY,
     "trainer.max_steps=3",
-    "sample.max_new_tokens=5",
-    "wandb.mode=disabled",
 ]
 WAYS = ["full", "closed", "no reader", "terminal"]
 
@@ -67,7 +56,7 @@ def script_without(way, names, script, arguments, code=0):
 
 @pytest.fixture
 def train_arguments(corpus_file, data_root):
-    return [*TINY, f"data.path={corpus_file}", f"data.root={data_root}"]
+    return [*SHORT, f"data.path={corpus_file}", f"data.root={data_root}"]
 
 
 @pytest.fixture(scope="module")

@@ -9,24 +9,13 @@ import time
 
 import pytest
 
-from tests.faults.runs import ROOT, run_script
+from tests.faults.runs import ROOT, TINY, run_script
 
 OVERRIDES = [
-    "data=jsonl",
-    "tokenizer=byte",
-    "model.hidden_size=32",
-    "model.num_hidden_layers=1",
-    "model.num_attention_heads=2",
-    "model.num_key_value_heads=1",
-    "model.intermediate_size=48",
-    "trainer.device=cpu",
-    "trainer.batch_size=4",
-    "trainer.sequence_length=16",
+    *TINY,
     "trainer.max_steps=30",
     "trainer.eval_every=null",
     "trainer.checkpoint_every=4",
-    "sample.max_new_tokens=5",
-    "wandb.mode=disabled",
     "loss.label_smoothing=0,0.1",
 ]
 
