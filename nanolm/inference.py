@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanolm.calibration.intervals import Interval
 from nanolm.config.schema import DataConfig, EvaluateScriptConfig, SampleScriptConfig
-from nanolm.data import PreparedCorpus, open_prepared, prepare
+from nanolm.data import PreparedCorpus, TokenSplit, open_prepared, prepare
 from nanolm.data.splits import ALL
 from nanolm.device import resolve_compute
 from nanolm.errors import ConfigError, DataError
@@ -42,18 +42,7 @@ def evaluate_checkpoint(config: EvaluateScriptConfig) -> Path:
         raise ConfigError(f"out={folder}: results are never written into a checkpoint; give another folder")
     name = config.split or ("val" if config.data is None else ALL)
     corpus, scored = _open_corpora(checkpoint, config, name == ALL, console)
-    split = scored.splits.get(name)
-    if split is None or split.num_tokens == 0:
-        raise DataError(
-            f"split={name}: this corpus has no such split; it has {', '.join(scored.splits)}, and {ALL}, the whole text"
-        )
-    num_tokens = sum(other.num_tokens for other in scored.splits.values())
-    num_documents = [other.num_documents for other in scored.splits.values()]
-    units = "documents" if name == ALL or max(num_documents) > 1 else "documents or parts of one"
-    console.note(
-        f"split={name}: {split.num_tokens:,} of {num_tokens:,} tokens are scored, in {split.num_documents:,} of "
-        f"{sum(num_documents):,} {units}" + ("" if name == ALL else f"; split={ALL} scores the whole text")
-    )
+    split = _chosen_split(scored, name, console)
     require_writable(folder, "out")
     compute = resolve_compute(config.device, config.precision)
     model = checkpoint.load_model(compute.device)
@@ -116,6 +105,23 @@ def _open_corpora(
     if corpus.fingerprint != checkpoint.manifest["corpus"]:
         console.note(f"data={data.name}: the text is not what this checkpoint was trained on; scored as it is now")
     return corpus, opened(True) if whole else corpus
+
+
+def _chosen_split(corpus: PreparedCorpus, name: str, console: Console) -> TokenSplit:
+    """The split of this name, after a note that says how much of the text it is."""
+    split = corpus.splits.get(name)
+    if split is None or split.num_tokens == 0:
+        raise DataError(
+            f"split={name}: this corpus has no such split; it has {', '.join(corpus.splits)}, and {ALL}, the whole text"
+        )
+    num_tokens = sum(other.num_tokens for other in corpus.splits.values())
+    num_documents = [other.num_documents for other in corpus.splits.values()]
+    units = "documents" if name == ALL or max(num_documents) > 1 else "documents or parts of one"
+    console.note(
+        f"split={name}: {split.num_tokens:,} of {num_tokens:,} tokens are scored, in {split.num_documents:,} of "
+        f"{sum(num_documents):,} {units}" + ("" if name == ALL else f"; split={ALL} scores the whole text")
+    )
+    return split
 
 
 def _place(data: DataConfig) -> tuple[str | None, ...]:
