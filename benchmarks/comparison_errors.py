@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.simulated_text import lengths, sums_of
 from nanolm.comparison import Run, make_panels
 from nanolm.comparison.differences import differences
-from nanolm.evaluation.sums import AT_TEMPERATURE, STATISTICS, Array
+from nanolm.metrics.sums import AT_TEMPERATURE, STATISTICS, Array
 
 SHOWN = ("nll", "accuracy", "ece_debiased", "brier", "entropy_gap", "temperature", "nll_at_temperature")
 

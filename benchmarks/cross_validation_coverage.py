@@ -23,7 +23,7 @@ from collections import defaultdict
 import numpy as np
 import torch
 
-from nanolm.baselines import CrossValidation, Dataset
+from nanolm.classifiers import CrossValidation, Dataset
 from nanolm.config import load
 from nanolm.config.schema_baseline import BaselineConfig
 

@@ -21,10 +21,11 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.simulated_text import documents, lengths, text
-from nanolm.calibration import CalibrationMeter, Interval, fit_temperature_from_logits, paired_interval
+from nanolm.calibration import CalibrationMeter, fit_temperature_from_logits
 from nanolm.evaluation import Measurement
-from nanolm.evaluation.measurement import read_units
-from nanolm.evaluation.sums import AT_TEMPERATURE, STATISTICS, Array
+from nanolm.metrics import Interval, paired_interval
+from nanolm.metrics.measurement import read_units
+from nanolm.metrics.sums import AT_TEMPERATURE, STATISTICS, Array
 
 COUNTS = (8, 11, 21, 29, 30, 200)
 METRICS = (

@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from nanolm.calibration.intervals import Interval
 from nanolm.config.schema import DataConfig, EvaluateScriptConfig, SampleScriptConfig
 from nanolm.data import PreparedCorpus, TokenSplit, open_prepared, prepare
 from nanolm.data.splits import ALL
@@ -14,6 +13,7 @@ from nanolm.device import resolve_compute
 from nanolm.errors import ConfigError, DataError
 from nanolm.evaluation import all_extras, calibration_json, evaluate, table, try_fit_on_split
 from nanolm.files import require_writable, write_atomically
+from nanolm.metrics.intervals import Interval
 from nanolm.report import write_evaluation_report
 from nanolm.sampling import sample, why_empty, with_temperature
 from nanolm.tracking import Console

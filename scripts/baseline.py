@@ -16,7 +16,7 @@ from nanolm.config.schema_baseline import BaselineConfig
 
 def task(config: BaselineConfig, run_dir: Path, command: str) -> int:
     """Cross-validate in a run directory, unless that was done before."""
-    from nanolm.baselines import run_baseline
+    from nanolm.classifiers import run_baseline
     from nanolm.report import write_baseline_report
 
     return run_baseline(config, run_dir, command, write_baseline_report)

@@ -16,8 +16,8 @@ from nanolm.config.schema_first_principles import FirstPrinciplesConfig
 
 def task(config: FirstPrinciplesConfig, run_dir: Path, command: str) -> int:
     """Walk the path and leave its page in the run directory."""
-    from nanolm.first_principles import run_first_principles
-    from nanolm.report.first_principles import write_first_principles_page
+    from nanolm.lessons import run_first_principles
+    from nanolm.lessons.page import write_first_principles_page
 
     return run_first_principles(config, run_dir, write_first_principles_page)
 

@@ -14,12 +14,13 @@ ROOMS = [
     {"files", "device"},
     {"config"},
     {"loss", "model", "data", "tracking"},
-    {"optim", "calibration"},
+    {"optim", "metrics"},
+    {"calibration"},
     {"evaluation", "sampling"},
-    {"training", "baselines", "comparison"},
-    {"first_principles"},
+    {"training", "classifiers", "comparison"},
     {"report"},
     {"inference"},
+    {"lessons"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 
@@ -31,8 +32,8 @@ OWNERS = {
     "rich": {"tracking"},
     "datasets": {"data"},
     "transformers": {"interop"},
-    "sklearn": {"baselines"},
-    "scipy": {"calibration"},
+    "sklearn": {"classifiers"},
+    "scipy": {"metrics"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
 }

@@ -24,9 +24,9 @@ from nanolm.evaluation import (
 )
 from nanolm.evaluation.calibrated import InverseSmoothing
 from nanolm.evaluation.groups import position_group, position_names
-from nanolm.evaluation.measurement import read_units
-from nanolm.evaluation.sums import column
 from nanolm.loss import LossOptions
+from nanolm.metrics.measurement import read_units
+from nanolm.metrics.sums import column
 from nanolm.model import GPT
 
 CPU = resolve_compute("cpu", "fp32")

@@ -1,38 +1,16 @@
-"""How well probabilities reflect real uncertainty: streaming metrics, the fitted temperature, intervals.
+"""What is fitted to make probabilities reflect real uncertainty: the temperature and other calibrators.
 
-Everything consumes what ``nanolm.loss`` returns, for binary, softmax and language-model tasks alike.
+Everything consumes what ``nanolm.loss`` returns, for binary, softmax and language-model tasks alike. The metrics are in
+``nanolm.metrics``; the meter can be imported from here too.
 """
 
-from nanolm.calibration.intervals import (
-    Estimate,
-    Interval,
-    Units,
-    ece_interval,
-    estimate,
-    independent_units,
-    interval,
-    paired_interval,
-)
-from nanolm.calibration.meter import CalibrationMeter, GroupedMeter, ReliabilityBins
 from nanolm.calibration.temperature import TemperatureFit, fit_temperature, fit_temperature_from_logits, nll_curve
-from nanolm.calibration.trailing import TrailingCalibration, confidence_histogram
+from nanolm.metrics.meter import CalibrationMeter
 
 __all__ = [
     "CalibrationMeter",
-    "Estimate",
-    "GroupedMeter",
-    "Interval",
-    "ReliabilityBins",
     "TemperatureFit",
-    "TrailingCalibration",
-    "Units",
-    "confidence_histogram",
-    "ece_interval",
-    "estimate",
     "fit_temperature",
     "fit_temperature_from_logits",
-    "independent_units",
-    "interval",
     "nll_curve",
-    "paired_interval",
 ]

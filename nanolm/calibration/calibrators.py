@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanolm.calibration.meter import CalibrationMeter
 from nanolm.calibration.temperature import CalibrationRefused, fit_temperature_from_logits
 from nanolm.errors import ConfigError, NonFiniteError
 from nanolm.loss import LossOptions, NLLResult, softmax_nll
 from nanolm.loss.dense import soft_capped
 from nanolm.loss.rows import rows_per_chunk
+from nanolm.metrics.meter import CalibrationMeter
 
 MAX_CLASSES = 1000
 FLOOR = 1e-6

@@ -21,9 +21,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nanolm.calibration.intervals import estimate
 from nanolm.errors import DataError, NonFiniteError
 from nanolm.loss import LossOptions, NLLResult, bernoulli_nll, linear_nll, softmax_nll
+from nanolm.metrics.intervals import estimate
 
 LOWEST, HIGHEST = 0.02, 50.0
 TOLERANCE = 1e-5

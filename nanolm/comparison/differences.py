@@ -21,7 +21,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nanolm.calibration.intervals import (
+from nanolm.comparison.cells import Cell, Panel
+from nanolm.comparison.runs import Run
+from nanolm.metrics.intervals import (
     Estimate,
     Interval,
     Statistic,
@@ -30,9 +32,7 @@ from nanolm.calibration.intervals import (
     mean_estimate,
     total_variance,
 )
-from nanolm.comparison.cells import Cell, Panel
-from nanolm.comparison.runs import Run
-from nanolm.evaluation.sums import AT_TEMPERATURE, STATISTICS, WIDTH, Array, column
+from nanolm.metrics.sums import AT_TEMPERATURE, STATISTICS, WIDTH, Array, column
 
 METRICS = {
     "nll": "NLL",

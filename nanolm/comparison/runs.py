@@ -10,9 +10,9 @@ import yaml
 
 from nanolm.config import dotted
 from nanolm.errors import DataError
-from nanolm.evaluation.measurement import read_units
-from nanolm.evaluation.sums import STATISTICS, Array
 from nanolm.files import parse_json
+from nanolm.metrics.measurement import read_units
+from nanolm.metrics.sums import STATISTICS, Array
 
 CONFIG = "config.yaml"
 
@@ -25,7 +25,7 @@ class Run:
         path: its directory.
         settings: every key of its configuration by its dotted name.
         figures: the content of ``evaluation.json``, or of ``evaluation-<split>.json``.
-        units: (U, WIDTH) sums over documents or blocks, see ``nanolm.evaluation.sums``; None where the file is missing
+        units: (U, WIDTH) sums over documents or blocks, see ``nanolm.metrics.sums``; None where the file is missing
             or of another evaluation than the figures.
         blocks: whether the units are blocks.
         on_train: the content of ``evaluation-train.json``, where the run left one.

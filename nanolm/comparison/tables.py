@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import Sequence
 
-from nanolm.calibration.intervals import Interval
 from nanolm.comparison.cells import LANGUAGE_MODEL, Cell, Panel, shown
 from nanolm.comparison.differences import (
     METRICS,
@@ -18,6 +17,7 @@ from nanolm.comparison.differences import (
     spread,
 )
 from nanolm.comparison.theory import Gaps, Smoothed
+from nanolm.metrics.intervals import Interval
 
 ON_A_TERMINAL = ("nll", "bits_per_byte", "accuracy", "ece_debiased", "entropy_gap", "temperature", "nll_at_temperature")
 CSV_COLUMNS = (

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from nanolm.calibration.intervals import Estimate, Statistic, holm, total_variance
 from nanolm.comparison.cells import TEACHER, Cell, Panel
 from nanolm.comparison.differences import (
     SIGNIFICANCE,
@@ -33,7 +32,8 @@ from nanolm.comparison.differences import (
     why_no_text,
 )
 from nanolm.comparison.runs import Run
-from nanolm.evaluation.sums import STATISTICS, Array
+from nanolm.metrics.intervals import Estimate, Statistic, holm, total_variance
+from nanolm.metrics.sums import STATISTICS, Array
 
 SMOOTHING = "loss.label_smoothing"
 MARGIN = 0.01

@@ -3,11 +3,11 @@
 from nanolm.evaluation.calibrated import calibrator_cells
 from nanolm.evaluation.calibration_sizes import temperature_by_size
 from nanolm.evaluation.groups import TokenGroups, frequency_groups
-from nanolm.evaluation.measurement import Measurement, finite, prediction_values
 from nanolm.evaluation.result import MEANINGS, Evaluation, interval_text, summary_values, table, table_rows
 from nanolm.evaluation.score import Extras, all_extras, evaluate
 from nanolm.evaluation.temperature import FittedTemperature, calibration_json, fit_on_split, try_fit_on_split
 from nanolm.evaluation.windows import windows
+from nanolm.metrics.measurement import Measurement, finite, prediction_values
 
 __all__ = [
     "MEANINGS",

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from nanolm.calibration import CalibrationMeter
 from nanolm.calibration.calibrators import smoothing_inverted
-from nanolm.evaluation.measurement import Measurement, finite
 from nanolm.loss import LossOptions
+from nanolm.metrics import CalibrationMeter
+from nanolm.metrics.measurement import Measurement, finite
 
 COLUMNS = ("nll", "ece", "smooth_ece", "brier", "accuracy", "confidence", "entropy_gap")
 """The figures of the table; ``evaluation.json`` holds more."""

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nanolm.calibration import GroupedMeter, Interval, Units, interval
 from nanolm.data import TokenSplit
 from nanolm.evaluation.result import Slice
-from nanolm.evaluation.sums import Array
 from nanolm.loss import NLLResult
+from nanolm.metrics import GroupedMeter, Interval, Units, interval
+from nanolm.metrics.sums import Array
 
 NUM_DECILES = 10
 _COUNTED_TOKENS = 1 << 24

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from nanolm.calibration.intervals import Interval
 from nanolm.evaluation.calibrated import InverseSmoothing, calibrator_rows
-from nanolm.evaluation.measurement import Measurement, finite, interval_json
-from nanolm.evaluation.sums import STATISTICS, column
+from nanolm.metrics.intervals import Interval
+from nanolm.metrics.measurement import Measurement, finite, interval_json
+from nanolm.metrics.sums import STATISTICS, column
 
 MEANINGS = {
     "nll": "nats per token, end-of-text included",

@@ -7,18 +7,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nanolm.calibration import CalibrationMeter
-from nanolm.calibration.intervals import independent_units
 from nanolm.config.schema import EvaluateConfig, LossConfig
 from nanolm.data import TokenSplit
 from nanolm.device import Compute
 from nanolm.evaluation.calibrated import InverseSmoothing
 from nanolm.evaluation.groups import SlicedSums, TokenGroups, frequency_groups, position_group, position_names
-from nanolm.evaluation.measurement import prediction_values
 from nanolm.evaluation.result import Evaluation
-from nanolm.evaluation.sums import UnitSums
 from nanolm.evaluation.windows import read_batches, windows
 from nanolm.loss import LossOptions, NLLResult, linear_nll
+from nanolm.metrics import CalibrationMeter
+from nanolm.metrics.intervals import independent_units
+from nanolm.metrics.measurement import prediction_values
+from nanolm.metrics.sums import UnitSums
 from nanolm.model import GPT
 
 

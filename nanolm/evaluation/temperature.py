@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nanolm.calibration.intervals import Interval, independent_units
 from nanolm.calibration.temperature import TemperatureFit, fit_temperature, nll_curve
 from nanolm.config.schema import EvaluateConfig
 from nanolm.data import TokenSplit
@@ -16,6 +15,7 @@ from nanolm.device import Compute
 from nanolm.errors import NanolmError
 from nanolm.evaluation.windows import read_batches, windows
 from nanolm.loss import LossOptions
+from nanolm.metrics.intervals import Interval, independent_units
 from nanolm.model import GPT
 
 MAX_TOKENS = 1 << 18

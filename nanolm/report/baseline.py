@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from nanolm.baselines.tables import MEANINGS, agreement_rows, separation_rows, separation_words
+from nanolm.classifiers.tables import MEANINGS, agreement_rows, separation_rows, separation_words
 from nanolm.report import figures
 from nanolm.report.pages import write_page
 from nanolm.tracking import read_metrics

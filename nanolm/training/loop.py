@@ -13,13 +13,13 @@ from functools import partial
 
 import torch
 
-from nanolm.calibration import confidence_histogram
 from nanolm.config.schema import TrainConfig, TrainerConfig
 from nanolm.data import Loader
 from nanolm.device import Compute
 from nanolm.errors import ConfigError, NonFiniteError, out_of_memory
 from nanolm.evaluation import Evaluation
 from nanolm.loss import LossOptions, NLLResult
+from nanolm.metrics import confidence_histogram
 from nanolm.optim import learning_rate_factor
 from nanolm.seeds import derive_seed
 from nanolm.tracking import Scalar, Throughput, Tracker

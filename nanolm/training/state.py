@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from nanolm.calibration import TrailingCalibration
 from nanolm.errors import CheckpointError, NonFiniteError
+from nanolm.metrics import TrailingCalibration
 from nanolm.model import GPT
 from nanolm.optim import Optimizers
 from nanolm.tracking import Line

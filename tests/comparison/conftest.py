@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
-from nanolm.calibration import CalibrationMeter
 from nanolm.evaluation import Measurement
-from nanolm.evaluation.sums import WIDTH, column
+from nanolm.metrics import CalibrationMeter
+from nanolm.metrics.sums import WIDTH, column
 
 NUM_DOCUMENTS = 40
 

@@ -5,12 +5,12 @@ import pytest
 from scipy import stats
 
 from benchmarks.comparison_errors import errors
-from nanolm.calibration.intervals import degrees_of_freedom
 from nanolm.comparison import find_runs, make_panels
 from nanolm.comparison.differences import ONE_SEED, OTHER_UNITS, differences, num_tests, spread
 from nanolm.comparison.tables import about_differences, difference_text
 from nanolm.comparison.theory import smoothed_cells
-from nanolm.evaluation.sums import column
+from nanolm.metrics.intervals import degrees_of_freedom
+from nanolm.metrics.sums import column
 
 
 @pytest.fixture

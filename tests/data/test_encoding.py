@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from nanolm.baselines.datasets import read_csv
+from nanolm.classifiers.datasets import read_csv
 from nanolm.data.corpus import open_corpus
 from nanolm.errors import DataError
 from tests.data.test_local import check
