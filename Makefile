@@ -2,16 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help train test checks bench soak clean
+.PHONY: help train test test-fast checks bench soak clean
 
 help:            ## this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 16
 
 train: .venv/main.stamp  ## from a fresh clone to a trained, evaluated model with its report
 	$(BIN)/python scripts/train.py
 
 test: .venv/dev.stamp    ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: .venv/dev.stamp  ## its quick part, for the inner loop: below two minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 checks: .venv/dev.stamp  ## lint, format and types
 	$(BIN)/ruff check .

@@ -11,29 +11,37 @@ of 95 % intervals that hold 0. A share of 500 tables that is 0.05 has a standard
 import argparse
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.simulated_text import lengths, sums_of
-from nanolm.comparison import Run, make_panels
-from nanolm.comparison.differences import differences
-from nanolm.metrics.sums import AT_TEMPERATURE, STATISTICS, Array
+from nanolm.comparison import differences, make_panels
+from nanolm.comparison.runs import Run
+from nanolm.metrics import Evaluation, Interval, column
+from nanolm.metrics.definitions import of_rows
+from nanolm.metrics.intervals import Floats
 
 SHOWN = ("nll", "accuracy", "ece_debiased", "brier", "entropy_gap", "temperature", "nll_at_temperature")
 
 
-def run_of(cell: int, seed: int, units: Array, temperature: tuple[float, float], blocks: bool) -> Run:
+def run_of(cell: int, seed: int, units: Floats, temperature: tuple[float, float], blocks: bool) -> Run:
     """A finished run with these sums. Its debiased ECE is the plugin one here, whose bias both cells share."""
-    values: dict[str, Any] = {
-        name: float(statistic(units.sum(axis=0))) for name, statistic in (STATISTICS | AT_TEMPERATURE).items()
-    }
-    figures = {name: {"value": value, "low": None, "high": None} for name, value in values.items()}
-    figures["ece_debiased"] = figures["ece"]
+    metrics = {name: Interval(value) for name, value in of_rows(units.sum(axis=0)).items()}
+    metrics["ece_debiased"] = metrics["ece"]
     fitted, error = temperature
-    figures["temperature"] = {"value": fitted, "low": fitted - 2.2 * error, "high": fitted + 2.2 * error}
-    settings = {"seed": seed, "trainer.note": cell}
-    return Run(Path(f"{cell}/{seed}"), settings, figures | {"corpus": "one"}, units, blocks)
+    metrics["temperature"] = Interval(fitted, fitted - 2.2 * error, fitted + 2.2 * error)
+    evaluation = Evaluation(
+        split="val",
+        step=1,
+        num_tokens=int(column(units, "tokens").sum()),
+        num_documents=len(units),
+        num_classes=256,
+        intervals="",
+        metrics=metrics,
+        reliability={},
+        corpus="one",
+    )
+    return Run(Path(f"{cell}/{seed}"), {"seed": seed, "trainer.note": cell}, evaluation, units, blocks)
 
 
 def table(
@@ -62,10 +70,10 @@ def errors(
     any_significant, holds = 0, dict.fromkeys(SHOWN, 0)
     for number in range(tables):
         (panel,) = make_panels(table(np.random.default_rng(number), num_documents, num_seeds, seed_deviation, common))
-        found = {metric: difference for (_, metric), difference in differences.__wrapped__(panel).items()}
+        found = {metric: difference for (_, metric), difference in differences(panel).items()}
         any_significant += any(difference.is_significant for difference in found.values())
         for metric in SHOWN:
-            interval = found[metric].interval
+            interval = found[metric].estimate.interval
             assert interval.low is not None
             assert interval.high is not None
             holds[metric] += interval.low <= 0 <= interval.high

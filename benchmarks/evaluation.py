@@ -1,4 +1,4 @@
-"""Time of an evaluation with all metrics beside a pass that only sums the NLL.
+"""Time of an evaluation with all metrics compared with a pass that only sums the NLL.
 
     python benchmarks/evaluation.py checkpoint [--split val] [--repeats 5]
 
@@ -17,12 +17,14 @@ import torch
 from nanolm.config.schema import EvaluateConfig
 from nanolm.data import TokenSplit, open_prepared, prepare
 from nanolm.device import resolve_compute
-from nanolm.evaluation import Extras, evaluate, fit_on_split, frequency_groups, windows
+from nanolm.evaluation import Extras, Scorer, windows
+from nanolm.evaluation.slices import frequency_groups
 from nanolm.evaluation.windows import read_batches
 from nanolm.loss import linear_nll
+from nanolm.metrics import Calibration, Interval
 from nanolm.model import GPT
+from nanolm.objective import loss_options
 from nanolm.training import find_checkpoint
-from nanolm.training.loop import loss_options
 
 
 @torch.no_grad()
@@ -46,20 +48,21 @@ def main() -> None:
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
     corpus = open_prepared(prepare(config.data, tokenizer))
     split, calibration = corpus.splits[arguments.split], corpus.splits["calibration"]
-    compute, evaluation = resolve_compute("cpu", "fp32"), EvaluateConfig(stride=None, batch_size=16)
-    model = checkpoint.load_model(compute.device)
-    how = (config.trainer.sequence_length, evaluation, loss_options(config), compute)
+    compute = resolve_compute("cpu", "fp32")
+    model, options = checkpoint.load_model(compute.device), loss_options(config.loss)
+    scorer = Scorer(model, config.trainer.sequence_length, EvaluateConfig(stride=None, batch_size=16), options, compute)
     groups = frequency_groups(corpus.splits["train"], tokenizer.vocab_size, tokenizer.end_of_text_id)
+    scaled = Extras(Calibration(temperature=Interval(1.1)), groups)
 
     contenders: dict[str, Callable[[], object]] = {
         "NLL only": lambda: nll_only(model, split, config.trainer.sequence_length, 16),
-        "all metrics": lambda: evaluate(model, split, *how),
-        "all metrics, slices": lambda: evaluate(model, split, *how, extras=Extras(groups=groups)),
-        "all metrics, slices, a second temperature": lambda: evaluate(model, split, *how, extras=Extras(1.1, groups)),
-        "the fit of the temperature": lambda: fit_on_split(model, calibration, *how),
-        "intervals and JSON": lambda: evaluated.as_json(0),
+        "all metrics": lambda: scorer.measure(split),
+        "all metrics, slices": lambda: scorer.measure(split, Extras(frequency_group=groups)),
+        "all metrics, slices, a second temperature": lambda: scorer.measure(split, scaled),
+        "the fit of the temperature": lambda: scorer.fit_temperature(calibration),
+        "intervals and JSON": lambda: measured.evaluation(step=0, num_classes=1).model_dump_json(),
     }
-    evaluated = evaluate(model, split, *how)
+    measured = scorer.measure(split)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(arguments.repeats):
         for name, function in contenders.items():

@@ -2,8 +2,8 @@
 
     python benchmarks/interval_coverage.py [--simulations 1000] [--runs RUN OTHER]
 
-Each simulation makes documents whose true metrics are known, hands their sums to the class that evaluate.py and
-train.py hand theirs to, and looks whether the printed interval holds the truth. "Simulated" documents have log-normal
+Each simulation makes documents whose true metrics are known, forms their intervals as evaluate.py and train.py do, and
+checks whether the interval holds the truth. "Simulated" documents have log-normal
 lengths (σ = 0.8) and a level of their own; a model that is "calibrated" on them has a true ECE of 0. "Real" documents
 are drawn with replacement from those of a finished run's val split, whose metrics are then the truth; two runs on the
 same documents give the paired difference. "Blocks" are one text of 64-token cells whose level is an AR(1) process. The
@@ -21,14 +21,13 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.simulated_text import documents, lengths, text
-from nanolm.calibration import CalibrationMeter, fit_temperature_from_logits
-from nanolm.evaluation import Measurement
-from nanolm.metrics import Interval, paired_interval
-from nanolm.metrics.measurement import read_units
-from nanolm.metrics.sums import AT_TEMPERATURE, STATISTICS, Array
+from nanolm.calibration import fit_temperature_from_logits
+from nanolm.metrics import METRICS, Interval, intervals_of, paired_interval, read_units
+from nanolm.metrics.definitions import of_rows
+from nanolm.metrics.intervals import Floats
 
 COUNTS = (8, 11, 21, 29, 30, 200)
-METRICS = (
+MEASURED = (
     "nll",
     "bits_per_byte",
     "accuracy",
@@ -42,45 +41,24 @@ METRICS = (
 )
 """Perplexity is a function of the NLL, refinement is NLL at T, and debiased ECE has the interval of ECE."""
 
-Draw = Callable[[np.random.Generator], Array]
+Draw = Callable[[np.random.Generator], Floats]
 
 
-class AnyText(Measurement):
-    """Sums alone, with the metrics of a language model's evaluation."""
-
-    statistics = STATISTICS
-
-    def values(self) -> dict[str, float]:
-        """Every metric that is a function of sums."""
-        total = self.documents.sum(axis=0)
-        return {name: float(statistic(total)) for name, statistic in (STATISTICS | AT_TEMPERATURE).items()}
+def printed(units: Floats, blocks: bool = False) -> dict[str, Interval]:
+    """Return the intervals that an evaluation of these sums prints."""
+    return intervals_of(units.sum(axis=0, keepdims=True), units) if blocks else intervals_of(units)
 
 
-def printed(units: Array, blocks: bool = False) -> dict[str, Interval]:
-    """The intervals that an evaluation of these sums prints."""
-    meter = CalibrationMeter()
-    whole = AnyText(
-        split="val",
-        documents=units.sum(axis=0, keepdims=True) if blocks else units,
-        blocks=units if blocks else None,
-        about_intervals="",
-        meter=meter,
-        meter_at_temperature=meter,
-    )
-    return whole.intervals()
-
-
-def true_values(sums: Array) -> dict[str, float]:
-    total = sums.sum(axis=0)
-    return {name: float(statistic(total)) for name, statistic in (STATISTICS | AT_TEMPERATURE).items()}
+def true_values(sums: Floats) -> dict[str, float]:
+    return of_rows(sums.sum(axis=0))
 
 
 def coverage(draw: Draw, truth: dict[str, float], simulations: int, blocks: bool = False) -> dict[str, float]:
     """Share of simulations whose interval holds the truth, by metric; a missing interval does not hold it."""
-    hits = dict.fromkeys(METRICS, 0)
+    hits = dict.fromkeys(MEASURED, 0)
     for seed in range(simulations):
         found = printed(draw(np.random.default_rng(seed)), blocks)
-        for name in METRICS:
+        for name in MEASURED:
             hits[name] += holds(found[name], truth[name])
     return {name: count / simulations for name, count in hits.items()}
 
@@ -104,28 +82,28 @@ def of_blocks(num_tokens: int, correlation: float, simulations: int) -> dict[str
     """One text of this many tokens."""
     long = np.asarray(text(np.random.default_rng(10**6), 500_000, correlation, 0.05))
 
-    def draw(generator: np.random.Generator) -> Array:
+    def draw(generator: np.random.Generator) -> Floats:
         cells = text(generator, num_tokens // 64, correlation, 0.05)
         return np.add.reduceat(cells, np.arange(64) * len(cells) // 64, axis=0)
 
     return coverage(draw, true_values(long), simulations, blocks=True)
 
 
-def real(units: Array, count: int, simulations: int) -> dict[str, float]:
+def real(units: Floats, count: int, simulations: int) -> dict[str, float]:
     """Documents drawn from those of a run."""
     return coverage(
         lambda generator: units[generator.integers(len(units), size=count)], true_values(units), simulations
     )
 
 
-def real_pairs(units: Array, others: Array, count: int, simulations: int) -> dict[str, float]:
+def real_pairs(units: Floats, others: Floats, count: int, simulations: int) -> dict[str, float]:
     """The difference of two runs on the same documents, drawn together."""
-    statistics, hits = STATISTICS | AT_TEMPERATURE, dict.fromkeys(METRICS, 0)
+    hits = dict.fromkeys(MEASURED, 0)
     first, second = true_values(units), true_values(others)
     for seed in range(simulations):
         chosen = np.random.default_rng(seed).integers(len(units), size=count)
-        for name in METRICS:
-            found = paired_interval(statistics[name], units[chosen], others[chosen])
+        for name in MEASURED:
+            found = paired_interval(METRICS[name].of_rows, units[chosen], others[chosen])
             hits[name] += holds(found, first[name] - second[name])
     return {name: count / simulations for name, count in hits.items()}
 
@@ -175,8 +153,8 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=1000)
     parser.add_argument("--runs", type=Path, nargs="+", default=[], help="one or two runs scored on the same val")
     options = parser.parse_args()
-    print("| text | documents | " + " | ".join(METRICS) + " |")
-    print("| --- " * (2 + len(METRICS)) + "|")
+    print("| text | documents | " + " | ".join(MEASURED) + " |")
+    print("| --- " * (2 + len(MEASURED)) + "|")
     for kind, count, shares in rows(options.simulations, options.runs):
         print(f"| {kind} | {count} | " + " | ".join(f"{share:.3f}" for share in shares.values()) + " |", flush=True)
     for count in COUNTS:

@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from nanolm.config.schema import ModelConfig
+from nanolm.config import load
 from nanolm.model import GPT
 from nanolm.optim import Muon
 
@@ -21,7 +21,9 @@ SIZES = [(128, 4, 4, 384), (256, 4, 4, 704), (384, 6, 6, 1024)]
 
 def block_matrices(width: int, layers: int, heads: int, intermediate: int) -> list[torch.nn.Parameter]:
     """Fresh copies of the matrices that Muon updates, with random gradients."""
-    config = ModelConfig("", width, layers, heads, heads, None, intermediate, True, 10000.0, 1e-6, 0.02, 0.0)
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": intermediate}
+    sizes |= {"num_attention_heads": heads, "num_key_value_heads": heads}
+    config = load("train", [f"model.{key}={value}" for key, value in sizes.items()]).model
     matrices = [parameter for parameter in GPT(config, 16).model.layers.parameters() if parameter.ndim == 2]
     for matrix in matrices:
         matrix.grad = torch.randn_like(matrix)

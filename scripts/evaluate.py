@@ -3,8 +3,8 @@
 import os
 import sys
 
-# Python looks into the folder of a script first, where tokenize.py would stand in for the standard library's module.
-# It looks into the clone instead, so that a clone runs its own code where another nanolm is installed too.
+# Python looks for modules in a script's folder first, where tokenize.py would hide the one of the standard library.
+# Look in the clone instead, so that it runs its own code even where another nanolm is installed.
 HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if path != HERE)]
 

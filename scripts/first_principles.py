@@ -3,23 +3,22 @@
 import os
 import sys
 
-# Python looks into the folder of a script first, where tokenize.py would stand in for the standard library's module.
-# It looks into the clone instead, so that a clone runs its own code where another nanolm is installed too.
+# Python looks for modules in a script's folder first, where tokenize.py would hide the one of the standard library.
+# Look in the clone instead, so that it runs its own code even where another nanolm is installed.
 HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if path != HERE)]
 
 from pathlib import Path
 
 from nanolm.config import command_line
-from nanolm.config.schema_first_principles import FirstPrinciplesConfig
+from nanolm.config.schema import FirstPrinciplesConfig
 
 
 def task(config: FirstPrinciplesConfig, run_dir: Path, command: str) -> int:
     """Walk the path and leave its page in the run directory."""
     from nanolm.lessons import run_first_principles
-    from nanolm.lessons.page import write_first_principles_page
 
-    return run_first_principles(config, run_dir, write_first_principles_page)
+    return run_first_principles(config, run_dir)
 
 
 if __name__ == "__main__":

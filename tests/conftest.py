@@ -1,4 +1,4 @@
-"""A small corpus and a configuration of a run that takes a second."""
+"""A small corpus, and the configuration of a run on it that takes a second."""
 
 import os
 import random
@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from nanolm.config import load
 from nanolm.config.schema import TrainConfig
+from tests.faults.runs import TINY
 
 # Threads cost more than they gain in models of this size, and two of them more than that on two busy cores.
 torch.set_num_threads(1)
@@ -23,9 +24,35 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 WORDS = ("the", "state", "of", "our", "union", "is", "strong", "and", "free", "people", "work", "for", "peace")
 
 
+# Real processes, long simulations and many fits, which `make test-fast` leaves out.
+SLOW = (
+    "classifiers/test_cross_validation.py",
+    "classifiers/test_separation.py",
+    "config/test_command_line.py",
+    "config/test_studies.py",
+    "data/test_hub.py",
+    "data/test_prepare.py",
+    "faults/",
+    "lessons/test_run.py",
+    "loss/test_memory.py",
+    "metrics/test_intervals.py",
+    "test_baseline_script.py",
+    "test_documents.py",
+    "test_scripts.py",
+    "tracking/test_wandb_mirror.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files."""
+    for item in items:
+        if str(item.path.relative_to(Path(__file__).parent)).startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty documents of a simple language, one a line of JSON."""
+    """Twenty documents of a simple language, one per line of JSON."""
     generator = random.Random(0)
     path = tmp_path_factory.mktemp("corpus") / "documents.jsonl"
     lines = []
@@ -47,27 +74,7 @@ def tiny(corpus_file: Path, data_root: Path):
     """``tiny("trainer.max_steps=3", …)``: the configuration of a tiny run, with overrides."""
 
     def make(*overrides: str) -> TrainConfig:
-        base = [
-            "data=jsonl",
-            f"data.path={corpus_file}",
-            f"data.root={data_root}",
-            "tokenizer=byte",
-            "model.hidden_size=32",
-            "model.num_hidden_layers=2",
-            "model.num_attention_heads=2",
-            "model.num_key_value_heads=1",
-            "model.intermediate_size=48",
-            "trainer.device=cpu",
-            "trainer.max_steps=6",
-            "trainer.batch_size=4",
-            "trainer.sequence_length=16",
-            "trainer.eval_every=null",
-            "trainer.checkpoint_every=2",
-            "sample.prompt=the",
-            "sample.max_new_tokens=5",
-            "wandb.mode=disabled",
-        ]
-        config: TrainConfig = load("train", [*base, *overrides])
+        config: TrainConfig = load("train", [*TINY, f"data.path={corpus_file}", f"data.root={data_root}", *overrides])
         return config
 
     return make

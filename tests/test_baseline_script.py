@@ -9,14 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TINY = [
-    "task.epochs=3",
-    "task.eval_every=3",
-    "cross_validation.folds=3",
-    "cross_validation.repeats=1",
-    "separation.epochs=3",
-    "wandb.mode=disabled",
-]
+TINY = ["task.epochs=3", "cross_validation.folds=3", "cross_validation.repeats=1", "separation.epochs=3"]
+TINY.append("wandb.mode=disabled")
 
 
 def call(*arguments, cwd, **environment):
@@ -57,54 +51,37 @@ def test_a_run_ends_in_a_table_a_page_and_its_path(task, tmp_path):
 
 
 def test_a_sweep_over_tasks_smoothing_and_seeds_and_again(tmp_path):
-    command = ["-m", "task=binary,softmax", "loss.label_smoothing=0,0.1", "seed=0", *TINY, "separation.epochs=null"]
-    code, _, err = call(*command, "hydra.sweep.dir=sweeps/all", cwd=tmp_path)
+    command = ["-m", "task=binary,softmax", "loss.label_smoothing=0,0.1", *TINY, "separation.epochs=null"]
+    command.append("hydra.sweep.dir=sweep")
+    code, _, err = call(*command, cwd=tmp_path)
     assert code == 0, err
-    runs = [tmp_path / "sweeps" / "all" / str(number) for number in range(4)]
-    found = [json.loads((run / "evaluation.json").read_text()) for run in runs]
+    files = [tmp_path / "sweep" / str(number) / "evaluation.json" for number in range(4)]
+    found = [json.loads(file.read_text()) for file in files]
     assert [content["task"]["name"] for content in found] == ["binary"] * 2 + ["softmax"] * 2
     assert len({content["nll"]["value"] for content in found}) == 4
-    (runs[3] / "evaluation.json").unlink()
-    code, _, err = call(*command, "hydra.sweep.dir=sweeps/all", cwd=tmp_path)
+    files[3].unlink()
+    code, _, err = call(*command, cwd=tmp_path)
     assert code == 0, err
     assert err.count("this run is finished") == 3
-    assert json.loads((runs[3] / "evaluation.json").read_text()) == found[3]
-
-
-def write_bad_files(folder):
-    (folder / "good.csv").write_text("x,y\n" + "".join(f"{i},{i % 2}\n" for i in range(40)))
-    (folder / "three.csv").write_text("x,y\n" + "".join(f"{i},{i % 3}\n" for i in range(40)))
-    (folder / "rare.csv").write_text("x,y\n" + "".join(f"{i},{int(i > 37)}\n" for i in range(40)))
-    (folder / "one.csv").write_text("x,y\n1,a\n2,a\n")
-    (folder / "words.csv").write_text("x,y\n1,a\nred,b\n")
-    (folder / "gaps.csv").write_text("x,y\n1,a\n,b\n")
-    (folder / "image.csv").write_bytes(bytes(range(256)))
+    assert json.loads(files[3].read_text()) == found[3]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "named"),
     [
-        (["task.path=missing.csv", "task.target=y"], ["task.path", "missing.csv"]),
-        (["task.path=good.csv"], ["task.target"]),
-        (["task.path=good.csv", "task.target=z"], ["good.csv", "'z'", "['x', 'y']"]),
-        (["task.path=three.csv", "task.target=y"], ["found 3", "task=softmax"]),
-        (["task.path=rare.csv", "task.target=y"], ["rare.csv", "found 2 of class '1'"]),
-        (["task.path=one.csv", "task.target=y"], ["2 classes", "'a'"]),
-        (["task.path=words.csv", "task.target=y"], ["row 3", "'x'", "'red'"]),
-        (["task.path=gaps.csv", "task.target=y"], ["row 3", "'x'", "empty cell"]),
-        (["task.path=image.csv", "task.target=y"], ["image.csv", "CSV"]),
-        (["tsak=softmax"], ["tsak", "task"]),
+        ("task.path=missing.csv task.target=y", ["task.path", "missing.csv"]),
+        ("task.path=three.csv task.target=y", ["three.csv", "task=softmax"]),
+        ("task.path=three.csv task.target=y task=softmax cross_validation.folds=20", ["folds=20", "found 13"]),
+        ("tsak=softmax", ["tsak", "task"]),
     ],
-    ids=lambda value: " ".join(value),
 )
-def test_bad_input_is_one_clear_message_and_leaves_nothing(arguments, told, tmp_path):
-    write_bad_files(tmp_path)
-    before = sorted(os.listdir(tmp_path))
-    code, out, err = call(*arguments, cwd=tmp_path)
+def test_bad_input_is_one_clear_message_and_leaves_nothing(arguments, named, tmp_path):
+    (tmp_path / "three.csv").write_text("x,y\n" + "".join(f"{i},{i % 3}\n" for i in range(40)))
+    code, out, err = call(*arguments.split(), cwd=tmp_path)
     assert code == 2, err
     assert out == ""
     assert "Traceback" not in err
-    assert [line for line in err.splitlines() if line.startswith("error: ")]
-    for word in told:
-        assert word in err
-    assert sorted(os.listdir(tmp_path)) == before
+    (message,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    for word in named:
+        assert word in message
+    assert os.listdir(tmp_path) == ["three.csv"]

@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from nanolm.config import command_line, load
-from nanolm.config.catalog import SCRIPTS, choices, find_configs
+from nanolm.config.catalog import choices, find_configs
+from nanolm.config.schema import SCHEMAS
 from tests.conftest import WORDS
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +50,7 @@ SHORTER = {
     "data.path=…": "data.path=book.txt",
 }
 NOT_RUN = {
-    r"make \w+": "takes minutes; that its recipe exists is tested",
+    r"make [\w-]+": "takes minutes; that its recipe exists is tested",
     r"python benchmarks/\w+\.py.*": "takes minutes; that its options exist is tested",
     r"pytest tests/.*": "is a test",
     r"wandb sweep .*": "needs an account; its file is composed",
@@ -65,7 +66,10 @@ def commands() -> list[str]:
         text = document.read_text(encoding="utf-8")
         for language, block in FENCED.findall(text):
             lines = block.replace("\\\n", " ").splitlines()
-            found += lines if language == "sh" else [line[2:] for line in lines if line.startswith("$ ")]
+            if language == "sh":
+                found += [line for line in lines if not line.startswith("# ")]
+            else:
+                found += [line[2:] for line in lines if line.startswith("$ ")]
         found += [code for code in INLINE.findall(FENCED.sub("", text)) if code.startswith(PROGRAMS)]
     return list(dict.fromkeys(" ".join(re.sub(r"(\s#.*)$", "", line).split()) for line in found if line.strip()))
 
@@ -127,7 +131,7 @@ def test_the_commands_are_found() -> None:
     assert "python scripts/train.py" in RUN
     assert "python scripts/train.py data=text data.path=book.txt tokenizer=char" in RUN
     assert "python scripts/baseline.py -m experiment=baseline/study_overfit" in COMMANDS
-    for script in SCRIPTS:
+    for script in SCHEMAS:
         assert any(f"scripts/{script}.py" in command for command in RUN), script
     for pattern in NOT_RUN:
         assert any(re.fullmatch(pattern, command) for command in COMMANDS), f"{pattern}: no document has it any more"
@@ -179,3 +183,14 @@ def test_the_python_of_the_readme_runs() -> None:
     assert len(blocks) >= 2
     for block in blocks:
         exec(block, names)
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md"])
+def test_the_reading_path_names_files_and_their_lengths(name):
+    """A length that is a tenth off, or a sum that does not add up, misleads who plans an evening."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \d \| \[(\S+)\]\(\1\) \| (\d+) \|", text, re.MULTILINE)
+    assert 6 <= len(rows) <= 8
+    for path, lines in rows:
+        assert int(lines) == pytest.approx(len((ROOT / path).read_text(encoding="utf-8").splitlines()), rel=0.1), path
+    assert f"{sum(int(lines) for _, lines in rows):,} lines" in text

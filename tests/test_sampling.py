@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +11,13 @@ from nanolm.errors import ConfigError
 from nanolm.inference import sample_checkpoint
 from nanolm.loss import LossOptions
 from nanolm.model import GPT
-from nanolm.report import write_run_report
 from nanolm.sampling import sample, with_temperature
-from nanolm.training import train
+from nanolm.train import train
 
-SAMPLING = SamplingConfig(prompt="", num_samples=3, max_new_tokens=12, temperature=1.0, top_k=None, top_p=None)
+
+def sampling(**changes):
+    keys = {"prompt": "", "num_samples": 3, "max_new_tokens": 12, "temperature": 1.0, "top_k": None, "top_p": None}
+    return SamplingConfig(**keys | changes)
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def draw(tiny):
         torch.nn.init.normal_(parameter, std=0.3)
 
     def draw(loss=LossOptions(), seed=0, **changes):  # noqa: B008
-        return sample(model, tokenizer, replace(SAMPLING, **changes), seed, 8, loss, resolve_compute("cpu", "fp32"))
+        return sample(model, tokenizer, sampling(**changes), seed, 8, loss, resolve_compute("cpu", "fp32"))
 
     return draw
 
@@ -54,11 +55,11 @@ def test_the_models_own_temperature_and_softcap_shape_the_draws(draw):
 
 
 def test_fitted_needs_a_fit():
-    wanted = replace(SAMPLING, temperature="fitted")
-    assert with_temperature(wanted, 1.25, "") == replace(SAMPLING, temperature=1.25)
-    assert with_temperature(SAMPLING, None, "no fit") == SAMPLING
-    with pytest.raises(ConfigError, match="temperature=fitted: no fit; or give a number"):
-        with_temperature(wanted, None, "no fit")
+    fitted = sampling(temperature="fitted")
+    assert with_temperature(fitted, 1.25, "") == sampling(temperature=1.25)
+    assert with_temperature(sampling(), None, "no fit") == sampling()
+    with pytest.raises(ConfigError, match="temperature=fitted: no fit"):
+        with_temperature(fitted, None, "no fit")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def ending_run(tiny, tmp_path_factory):
     (folder / "documents.jsonl").write_text("\n".join(lines))
     config = tiny(f"data.path={folder}/documents.jsonl", "tokenizer=char", "trainer.max_steps=40", *ENDING)
     (folder / "run").mkdir()
-    assert train(config, folder / "run", "python scripts/train.py", write_run_report) == 0
+    assert train(config, folder / "run", "python scripts/train.py") == 0
     return folder / "run"
 
 

@@ -1,6 +1,6 @@
-"""What is fitted to make probabilities reflect real uncertainty: the temperature and other calibrators.
+"""Fits that make probabilities reflect real uncertainty: the temperature and other calibrators.
 
-Everything consumes what ``nanolm.loss`` returns, for binary, softmax and language-model tasks alike. The metrics are in
+They consume results of ``nanolm.loss``, for binary, softmax and language-model tasks alike. The metrics are in
 ``nanolm.metrics``; the meter can be imported from here too.
 """
 

@@ -1,7 +1,7 @@
-"""Other maps from a model's probabilities to better ones, beside the temperature, for tasks of few classes.
+"""Other maps from a model's probabilities to better ones, alongside the temperature, for tasks of few classes.
 
 - vector scaling: a scale and a shift for each class, z_k → a_k z_k + b_k (Guo et al. 2017, arXiv:1706.04599)
-- inverse smoothing: a model at the optimum of label smoothing says q = (1-ε) p + ε/V where p is true, so that
+- inverse smoothing: at the optimum of label smoothing a model predicts q = (1-ε) p + ε/V where p is true, so that
   p = (q - ε/V) / (1-ε) restores it exactly. Where q < ε/V that is negative and is floored.
 """
 
@@ -15,12 +15,15 @@ from torch import Tensor
 from nanolm.calibration.temperature import CalibrationRefused, fit_temperature_from_logits
 from nanolm.errors import ConfigError, NonFiniteError
 from nanolm.loss import LossOptions, NLLResult, softmax_nll
-from nanolm.loss.dense import soft_capped
-from nanolm.loss.rows import rows_per_chunk
-from nanolm.metrics.meter import CalibrationMeter
+from nanolm.loss.dense import model_logits
+from nanolm.loss.rows import multiply, product_dtype, rows_per_chunk, without_autocast
+from nanolm.metrics import CalibrationMeter, CalibratorRow
 
 MAX_CLASSES = 1000
 FLOOR = 1e-6
+
+Scored = tuple[Tensor, Tensor]
+"""(N, V) logits with (N,) targets"""
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,9 @@ class VectorScaling:
         infinity excludes stays excluded.
 
         Raises:
-            ConfigError: more than 1000 classes: the fit would learn the calibration data by heart.
-            CalibrationRefused: no tokens.
-            NonFiniteError: a logit is NaN or plus infinity, or a target's is minus infinity: no map of it can be right.
+            ConfigError: more than 1000 classes: the fit would memorise the calibration data.
+            CalibrationRefused: there is no valid example.
+            NonFiniteError: a logit is NaN or plus infinity, or a target's is minus infinity.
         """
         num_classes = logits.shape[1]
         if num_classes > MAX_CLASSES:
@@ -51,11 +54,10 @@ class VectorScaling:
             raise CalibrationRefused("vector scaling cannot be fitted to no tokens; the calibration split is empty")
         if not softmax_nll(z, targets).objective.isfinite():
             raise NonFiniteError(
-                "vector scaling cannot be fitted: the logits of some tokens are NaN or infinite, or exclude the target"
+                "vector scaling cannot be fitted: some logits are NaN or infinite, or exclude the target"
             )
-        scale, shift = torch.ones(num_classes, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
-        parameters = [scale.requires_grad_(), shift.requires_grad_()]
-        optimizer = torch.optim.LBFGS(parameters, max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+        scale, shift = z.new_ones(num_classes, requires_grad=True), z.new_zeros(num_classes, requires_grad=True)
+        optimizer = torch.optim.LBFGS([scale, shift], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
         def objective() -> Tensor:
             optimizer.zero_grad()
@@ -71,20 +73,20 @@ class VectorScaling:
         return cls(scale.detach(), shift.detach())
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """(N, V) logits, scaled and shifted."""
+        """Scale and shift (N, V) logits."""
         return _scaled(logits.double(), self.scale, self.shift)
 
 
 def _scaled(z: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale · z + shift; minus infinity stays as it is, for a scale of 0 or less too, and has no gradient."""
+    """Return scale · z + shift; minus infinity stays as it is, even if scale <= 0, and has no gradient."""
     excluded = z == -math.inf
     return torch.where(excluded, -math.inf, scale * z.masked_fill(excluded, 0) + shift)
 
 
 def invert_smoothing(logits: Tensor, label_smoothing: float) -> tuple[Tensor, float]:
-    """(N, V) logits of q to logits of p = (q - ε/V) / (1-ε), and the share of probabilities that was floored.
+    """Return the (N, V) logits of p = (q - ε/V) / (1-ε) for those of q, and the share of probabilities floored.
 
-    What is below 1e-6, the floor, is set to it, and each row is divided by its sum: without a floored entry it is 1.
+    A p below 1e-6, the floor, is set to it, and each row is divided by its sum, which is 1 if nothing was floored.
 
     Raises:
         ConfigError: the smoothing is outside [0, 1).
@@ -105,7 +107,7 @@ def invert_smoothing(logits: Tensor, label_smoothing: float) -> tuple[Tensor, fl
 def smoothing_inverted(
     hidden: Tensor, weight: Tensor, targets: Tensor, options: LossOptions, label_smoothing: float
 ) -> Iterator[tuple[NLLResult, float]]:
-    """Tokens of a language model under the inverse map, some rows of logits at a time.
+    """Score tokens of a language model under the inverse map, some rows of logits at a time.
 
     Args:
         hidden: (N, D) hidden states; weight: (V, D) of the head; targets: (N,) class indices.
@@ -115,80 +117,63 @@ def smoothing_inverted(
     Yields:
         the results of neighbouring rows, and the share of their probabilities that was floored.
     """
+    # The same product as in the loss: on CUDA one of low precision keeps its float32 sums.
+    dtype = product_dtype(hidden, weight)
+    hidden, weight, wide = hidden.to(dtype), weight.to(dtype), torch.promote_types(dtype, torch.float32)
     num_rows = rows_per_chunk(len(hidden), 3 * weight.shape[0] * torch.float64.itemsize, hidden.device)
-    for start in range(0, len(hidden), num_rows):
-        rows = slice(start, start + num_rows)
-        logits = torch.nn.functional.linear(hidden[rows], weight).double()
-        logits = soft_capped(logits, options.softcap) / options.temperature
-        restored, floored = invert_smoothing(logits, label_smoothing)
-        yield softmax_nll(restored, targets[rows]), floored
+    for part, target in zip(torch.split(hidden, num_rows), torch.split(targets, num_rows), strict=True):
+        with without_autocast(hidden.device):
+            logits = multiply(part, weight.t(), out=part.new_empty(len(part), len(weight), dtype=wide)).double()
+        restored, floored = invert_smoothing(model_logits(logits, options), label_smoothing)
+        yield softmax_nll(restored, target), floored
 
 
-Scored = tuple[Tensor, Tensor]
-"""(N, V) logits with (N,) targets"""
+def compare_calibrators(folds: Sequence[tuple[Scored, Scored]], label_smoothing: float = 0.0) -> list[CalibratorRow]:
+    """Return one row for each calibrator: fitted on the first set of each fold, scored on the second, folds pooled.
 
-
-def compare_calibrators(fitting: Scored, scoring: Scored, label_smoothing: float = 0.0) -> list[dict[str, str | float]]:
-    """One row for each calibrator: fitted on one set of (N, V) logits and (N,) targets, scored on another.
-
-    Rows hold ``calibrator``, the meter's figures on the scored set, and ``note``. A calibrator that cannot be fitted
-    has its reason as its note and no figures.
+    If a calibrator cannot be fitted in some of the folds, these are scored as they are and its note says so; if in
+    none of them, its row has the reason as its note and no metrics.
     """
-    return compare_calibrators_over_folds([(fitting, scoring)], label_smoothing)
-
-
-def compare_calibrators_over_folds(
-    folds: Sequence[tuple[Scored, Scored]], label_smoothing: float = 0.0
-) -> list[dict[str, str | float]]:
-    """``compare_calibrators`` with the scored sets of several folds pooled, each calibrated by its own fitting set.
-
-    Where a calibrator cannot be fitted in some of the folds, these are scored as they are and its note says so.
-    """
-    calibrators = [
-        Calibrator("none", lambda fitting, logits: (logits, None)),
-        Calibrator("temperature", _temperature, "T = ", ".4f"),
-        Calibrator("vector scaling", lambda fitting, logits: (VectorScaling.fit(*fitting)(logits), None)),
-    ]
+    # Each maps logits, fitted on others, and may return a number that its note reports in this format.
+    Map = Callable[[Scored, Tensor], tuple[Tensor, float | None]]
+    calibrators: dict[str, tuple[Map, str]] = {
+        "none": (lambda fitting, logits: (logits, None), ""),
+        "temperature": (_temperature, "T = {:.4f}"),
+        "vector scaling": (lambda fitting, logits: (VectorScaling.fit(*fitting)(logits), None), ""),
+    }
     if label_smoothing:
-        invert = lambda fitting, logits: invert_smoothing(logits, label_smoothing)  # noqa: E731
-        calibrators.append(Calibrator("inverse smoothing", invert, "share of probabilities floored: ", ".2%"))
-    return [_row(calibrator, folds) for calibrator in calibrators]
+        calibrators["inverse smoothing"] = (
+            lambda fitting, logits: invert_smoothing(logits, label_smoothing),
+            "share of probabilities floored: {:.2%}",
+        )
+    rows = []
+    for name, (apply, template) in calibrators.items():
+        meter, numbers, refusals = CalibrationMeter(), [], []
+        for fitting, (logits, targets) in folds:
+            mapped, number = logits, None
+            try:
+                mapped, number = apply(fitting, logits)
+            except (ConfigError, CalibrationRefused, NonFiniteError) as error:
+                refusals.append(str(error))
+            numbers += [] if number is None else [number]
+            meter.update(softmax_nll(mapped, targets))
+        if len(refusals) == len(folds):
+            rows.append(CalibratorRow(calibrator=name, note=refusals[0]))
+            continue
+        notes = [template.format(min(numbers))] if numbers else []
+        if numbers and max(numbers) > min(numbers):
+            notes = [f"{notes[0]} to {template.format(max(numbers)).rpartition(' ')[2]}"]
+        notes += [f"not fitted in {len(refusals)} of {len(folds)} folds"] if refusals else []
+        rows.append(calibrator_row(name, meter, "; ".join(notes)))
+    return rows
 
 
-@dataclass(frozen=True)
-class Calibrator:
-    """A map of logits that may be fitted, and the number that it is told by."""
-
-    name: str
-    apply: Callable[[Scored, Tensor], tuple[Tensor, float | None]]
-    """fitted on the first, applied to the second; may raise ConfigError, CalibrationRefused or NonFiniteError"""
-    about: str = ""
-    spec: str = ""
-
-    def note(self, numbers: Sequence[float]) -> str:
-        """The numbers of all folds in words: the one, or the least and the largest."""
-        ends = dict.fromkeys(format(number, self.spec) for number in (min(numbers), max(numbers)))
-        return self.about + " to ".join(ends)
+def calibrator_row(name: str, meter: CalibrationMeter, note: str = "") -> CalibratorRow:
+    """Return the row of a calibrator whose predictions a meter has measured."""
+    metrics = {key: value for key, value in meter.metrics().items() if key in CalibratorRow.model_fields}
+    return CalibratorRow(calibrator=name, note=note, **metrics)
 
 
 def _temperature(fitting: Scored, logits: Tensor) -> tuple[Tensor, float]:
     temperature = fit_temperature_from_logits(*fitting).temperature
     return logits.double() / temperature, temperature
-
-
-def _row(calibrator: Calibrator, folds: Sequence[tuple[Scored, Scored]]) -> dict[str, str | float]:
-    meter, numbers, refusals = CalibrationMeter(), [], []
-    for fitting, (logits, targets) in folds:
-        try:
-            mapped, number = calibrator.apply(fitting, logits)
-            numbers += [] if number is None else [number]
-        except (ConfigError, CalibrationRefused, NonFiniteError) as error:
-            mapped = logits
-            refusals.append(str(error))
-        meter.update(softmax_nll(mapped, targets))
-    if len(refusals) == len(folds):
-        return {"calibrator": calibrator.name, "note": refusals[0]}
-    notes = [calibrator.note(numbers)] if numbers else []
-    if refusals:
-        notes.append(f"not fitted in {len(refusals)} of {len(folds)} folds")
-    return {"calibrator": calibrator.name, **meter.metrics(), "note": "; ".join(notes)}

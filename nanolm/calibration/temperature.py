@@ -1,4 +1,4 @@
-"""The temperature that makes probabilities fit, exactly, with no (tokens, vocabulary) logits kept.
+"""The temperature that minimises the NLL, found exactly without ever keeping (tokens, vocabulary) logits.
 
 For logits s and β = 1/T the mean NLL of softmax(βs) is convex in β, with
 
@@ -14,7 +14,7 @@ statistics gives all of it.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +24,18 @@ from torch import Tensor
 from nanolm.errors import DataError, NonFiniteError
 from nanolm.loss import LossOptions, NLLResult, bernoulli_nll, linear_nll, softmax_nll
 from nanolm.metrics.intervals import estimate
+from nanolm.metrics.records import Calibration, Curve, Interval
 
 LOWEST, HIGHEST = 0.02, 50.0
 TOLERANCE = 1e-5
+CURVE_RATIOS = np.geomspace(0.5, 2.0, 13)
+"""Temperatures of the plotted curve, relative to the fitted one."""
 _MAX_STEPS = 60
 _TOKENS_AT_ONCE = 1 << 14
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+NO_OPTIONS = LossOptions()
 
 
 class CalibrationRefused(DataError):
@@ -39,36 +44,34 @@ class CalibrationRefused(DataError):
 
 @dataclass(frozen=True)
 class TemperatureFit:
-    """A fitted temperature. NLL in nats per token."""
+    """A fitted temperature; NLL in nats per token.
+
+    Attributes:
+        low, high: its 95 % interval over the units, symmetric in ln T; None if they are too few.
+        nll: on the fitting data at T = 1.
+        gradient: dNLL/d ln β at the fitted temperature; 0 at the exact optimum.
+    """
 
     temperature: float
     low: float | None
     high: float | None
-    """95 % interval over the units, symmetric in ln T; None where they are too few"""
     nll: float
-    """on the fitting data at T = 1"""
     nll_at_temperature: float
     gradient: float
-    """dNLL/d ln β at the fitted temperature; 0 at the exact optimum"""
     num_tokens: int
-    num_passes: int
 
-
-@dataclass(frozen=True)
-class _Scores:
-    """A pass at one temperature: mean NLL, and the entropy gap and logit variance of each token, in float64."""
-
-    nll: float
-    gap: Floats
-    logit_variance: Floats
-
-    @property
-    def gradient(self) -> float:
-        return float(self.gap.mean())
-
-    @property
-    def variance(self) -> float:
-        return float(self.logit_variance.mean())
+    def record(self, split: str, nll_at: Callable[[float], float]) -> Calibration:
+        """Return the content of ``calibration.json``, with ``nll_at`` at each temperature of the plotted curve."""
+        temperatures = (self.temperature * CURVE_RATIOS).tolist()
+        return Calibration(
+            temperature=Interval(self.temperature, self.low, self.high),
+            nll=self.nll,
+            nll_at_temperature=self.nll_at_temperature,
+            gradient=self.gradient,
+            split=split,
+            num_tokens=self.num_tokens,
+            curve=Curve(temperature=temperatures, nll=[nll_at(temperature) for temperature in temperatures]),
+        )
 
 
 def fit_temperature(
@@ -76,10 +79,10 @@ def fit_temperature(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None = None,
-    options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
-    units: npt.NDArray[np.int64] | None = None,
-    progress: Callable[[int], None] = lambda passes: None,
+    options: LossOptions = NO_OPTIONS,
+    units: Integers | None = None,
     blocks: bool = False,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> TemperatureFit:
     """Fit the temperature of softmax(hidden @ weight.T + bias); it divides what ``options`` make of the logits.
 
@@ -88,41 +91,39 @@ def fit_temperature(
         weight: (V, D) of the head; bias: (V,) or None.
         targets: (N,) class indices, or options.ignore_index.
         options: softcap and temperature are the model's own; smoothing and z-loss play no part.
-        units: (N,) the document of each token, for an interval that knows that tokens of one depend on each other.
-        progress: called before each pass with the number of passes so far; an exception from it aborts the fit.
-        blocks: the units are neighbouring blocks of a text, as for ``intervals.estimate``.
+        units: (N,) the document of each token, for an interval that accounts for dependence within documents.
+        blocks: whether the units are neighbouring blocks of a text, as for ``intervals.estimate``.
+        heartbeat: called before each part of a pass over the tokens; an exception from it aborts the fit.
 
     Raises:
-        CalibrationRefused: no valid token, or the best temperature is outside [0.02, 50] (all right, or all wrong).
+        CalibrationRefused: no valid token, or the best temperature is outside [0.02, 50].
         NonFiniteError: a logit is NaN or plus infinity, or a target's is minus infinity.
     """
 
     def score(temperature: float, part: slice) -> NLLResult:
-        scaled = replace(options, temperature=options.temperature * temperature)
+        heartbeat()
+        scaled = options.at_temperature(temperature)
         return linear_nll(hidden[part], weight, targets[part], bias, options=scaled, statistics="full")
 
-    return _fit(score, len(hidden), units, progress, blocks)
+    return _fit(score, len(hidden), units, blocks)
 
 
 def fit_temperature_from_logits(
-    logits: Tensor,
-    targets: Tensor,
-    options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
-    units: npt.NDArray[np.int64] | None = None,
+    logits: Tensor, targets: Tensor, options: LossOptions = NO_OPTIONS, units: Integers | None = None
 ) -> TemperatureFit:
-    """``fit_temperature`` for a classification task: (N, V) logits with class indices, or (N,) log-odds with 0 and 1.
+    """Fit the temperature of a classifier: (N, V) logits with class indices, or (N,) log-odds with 0 and 1.
 
     Raises:
         CalibrationRefused, NonFiniteError: as ``fit_temperature``.
     """
 
     def score(temperature: float, part: slice) -> NLLResult:
-        scaled = replace(options, temperature=options.temperature * temperature)
+        scaled = options.at_temperature(temperature)
         if logits.dim() == 1:
             return bernoulli_nll(logits[part], targets[part], scaled)
         return softmax_nll(logits[part], targets[part], options=scaled)
 
-    return _fit(score, len(logits), units, lambda passes: None, blocks=False)
+    return _fit(score, len(logits), units, blocks=False)
 
 
 @torch.no_grad()
@@ -132,122 +133,124 @@ def nll_curve(
     targets: Tensor,
     temperatures: Sequence[float] | Floats,
     bias: Tensor | None = None,
-    options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
+    options: LossOptions = NO_OPTIONS,
 ) -> Floats:
-    """(K,) mean NLL in nats per token at each of K temperatures."""
-    found = []
-    for temperature in temperatures:
-        scaled = replace(options, temperature=options.temperature * float(temperature))
-        result = linear_nll(hidden, weight, targets, bias, options=scaled, statistics="none")
-        found.append(float(result.nll.double().sum()) / max(int(result.count), 1))
-    return np.array(found)
+    """Return the (K,) mean NLL in nats per token at each of K temperatures."""
+    results = [
+        linear_nll(hidden, weight, targets, bias, options=options.at_temperature(float(temperature)), statistics="none")
+        for temperature in temperatures
+    ]
+    return np.array([float(result.nll.double().sum()) / max(int(result.count), 1) for result in results])
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The valid tokens at one temperature: their mean NLL, and (M,) float64 entropy gap and logit variance of each.
+
+    Attributes:
+        valid: (N,) which of all tokens they are.
+    """
+
+    nll: float
+    gap: Floats
+    logit_variance: Floats
+    valid: npt.NDArray[np.bool_]
+
+    @property
+    def gradient(self) -> float:
+        return float(self.gap.mean())
 
 
 @torch.no_grad()
 def _fit(
-    score: Callable[[float, slice], NLLResult],
-    num_tokens: int,
-    units: npt.NDArray[np.int64] | None,
-    progress: Callable[[int], None],
-    blocks: bool,
+    score: Callable[[float, slice], NLLResult], num_tokens: int, units: Integers | None, blocks: bool
 ) -> TemperatureFit:
-    """The fit of anything that can be scored at a temperature, part by part."""
-    valid: list[npt.NDArray[np.bool_]] = []
-    num_passes = 0
+    """Fit the temperature of anything that can be scored at a temperature, part by part."""
+    parts = [slice(start, start + _TOKENS_AT_ONCE) for start in range(0, num_tokens, _TOKENS_AT_ONCE)]
 
-    def evaluate(beta: float) -> _Scores:
-        nonlocal num_passes
-        progress(num_passes)
-        num_passes += 1
-        valid.clear()
-        nll, gaps, variances = 0.0, [], []
-        for start in range(0, num_tokens, _TOKENS_AT_ONCE):
-            result = score(1 / beta, slice(start, start + _TOKENS_AT_ONCE))
-            assert result.entropy is not None, "statistics are full"
-            assert result.logit_variance is not None, "statistics are full"
-            kept = result.valid
-            valid.append(kept.cpu().numpy())
-            nll += float(result.nll.double().sum())
-            variances.append(result.logit_variance.double()[kept].cpu().numpy())
-            gaps.append((result.nll.double() - result.entropy.double())[kept].cpu().numpy())
-        gap, variance = (np.concatenate(parts) if parts else np.zeros(0) for parts in (gaps, variances))
-        if len(gap) == 0:
-            raise CalibrationRefused("a temperature cannot be fitted to no tokens; the calibration split is empty")
-        if not (np.isfinite(gap).all() and np.isfinite(variance).all()):
-            raise NonFiniteError(
-                "a temperature cannot be fitted: the logits of some tokens are NaN or infinite, or exclude the target"
-            )
-        if beta == 1 and not variance.any():
-            raise CalibrationRefused(
-                "the logits of every token are all equal, or so far apart that no probability moves: every temperature "
-                "near 1 fits alike"
-            )
-        return _Scores(nll / len(gap), gap, variance)
+    def measure(beta: float) -> _Pass:
+        return _measure([score(1 / beta, part) for part in parts])
 
-    first, beta, scores = _minimise(evaluate)
+    first = measure(1.0)
+    if not first.logit_variance.any():
+        raise CalibrationRefused("every T near 1 fits equally well: all logits are equal, or too far apart to matter")
+    beta, best = _minimise(measure, first)
     temperature = 1 / beta
-    # At any T a token whose target is not the largest logit costs ln 2 at least. Where all together cost less, all are
-    # right, and the NLL falls until it is too small for a float: there is no optimum, only an underflow.
-    if scores.nll * len(scores.gap) < 0.99 * math.log(2):
-        raise CalibrationRefused(
-            "the predictions of the calibration split are all right: their NLL falls as T does, to 0, and no "
-            "temperature fits them"
-        )
-    if not LOWEST * 1.01 < temperature < HIGHEST / 1.01:
-        right = "right" if temperature < 1 else "wrong, or right no more often than by chance"
-        raise CalibrationRefused(
-            f"the NLL of the calibration split falls up to T = {temperature:.3g}, the end of [{LOWEST:g}, "
-            f"{HIGHEST:g}]: the predictions are (nearly) all {right}, and no temperature fits them"
-        )
-    if scores.nll > first.nll:
-        if scores.nll > first.nll + 1e-6 * abs(first.nll):
-            raise CalibrationRefused(
-                f"NLL {scores.nll:.6f} at the fitted T = {temperature:.5f} is above {first.nll:.6f} at T = 1"
-            )
-        temperature, scores = 1.0, first  # equal but for rounding: nothing to gain
-    half = _half_width(scores, None if units is None else units[np.concatenate(valid)], blocks)
+    _require_optimum(temperature, first, best)
+    if best.nll > first.nll:
+        temperature, best = 1.0, first  # equal but for rounding: nothing to gain
+    half = _half_width(best, units, blocks)
     return TemperatureFit(
         temperature=temperature,
         low=None if half is None else temperature * math.exp(-half),
         high=None if half is None else temperature * math.exp(half),
         nll=first.nll,
-        nll_at_temperature=scores.nll,
-        gradient=scores.gradient,
-        num_tokens=len(scores.gap),
-        num_passes=num_passes,
+        nll_at_temperature=best.nll,
+        gradient=best.gradient,
+        num_tokens=len(best.gap),
     )
 
 
-def _minimise(evaluate: Callable[[float], _Scores]) -> tuple[_Scores, float, _Scores]:
-    """Newton's method on β, kept within a bracket of the sign change of the gradient, which rises with β.
+def _measure(results: Sequence[NLLResult]) -> _Pass:
+    columns: list[Floats] = []
+    for result in results:
+        assert result.entropy is not None, "statistics are full"
+        assert result.logit_variance is not None, "statistics are full"
+        nll = result.nll.double()
+        columns.append(torch.stack([nll, nll - result.entropy, result.logit_variance.double()]).cpu().numpy())
+    valid = np.concatenate([result.valid.cpu().numpy() for result in results]) if results else np.zeros(0, bool)
+    if not valid.any():
+        raise CalibrationRefused("a temperature cannot be fitted to no tokens; the calibration split is empty")
+    nll, gap, variance = np.concatenate(columns, axis=1)[:, valid]
+    if not (np.isfinite(gap).all() and np.isfinite(variance).all()):
+        raise NonFiniteError("a temperature cannot be fitted: some logits are NaN or infinite, or exclude the target")
+    return _Pass(float(nll.mean()), gap, variance, valid)
 
-    Returns the scores at β = 1, the best β, and its scores.
-    """
-    first = scores = evaluate(1.0)
-    beta, low, high = 1.0, 1 / HIGHEST, 1 / LOWEST
+
+def _minimise(measure: Callable[[float], _Pass], first: _Pass) -> tuple[float, _Pass]:
+    """Find the best β by Newton's method, within a bracket of the sign change of the gradient, which rises with β."""
+    found, beta, low, high = first, 1.0, 1 / HIGHEST, 1 / LOWEST
     for _ in range(_MAX_STEPS):
-        low, high = (beta, high) if scores.gradient < 0 else (low, beta)
-        step = beta * (1 - scores.gradient / scores.variance) if scores.variance > 0 else math.inf
+        low, high = (beta, high) if found.gradient < 0 else (low, beta)
+        variance = float(found.logit_variance.mean())
+        step = beta * (1 - found.gradient / variance) if variance > 0 else math.inf
         if not low < step < high:  # towards the end of the bracket, on the scale of ln β
             step = math.sqrt(low * high)
         if abs(1 / step - 1 / beta) < TOLERANCE:
             break  # the optimum is no further than that from where the loss was measured
         beta = step
-        scores = evaluate(beta)
-    return first, beta, scores
+        found = measure(beta)
+    return beta, found
 
 
-def _half_width(scores: _Scores, units: npt.NDArray[np.int64] | None, blocks: bool) -> float | None:
-    """Of the 95 % interval of ln T; None where the units are too few or show no curvature.
+def _require_optimum(temperature: float, first: _Pass, best: _Pass) -> None:
+    # At any T a token whose target is not the largest logit costs ln 2 at least. If all together cost less, all are
+    # correct, and the NLL falls until it is too small for a float: there is no optimum, only an underflow.
+    if best.nll * len(best.gap) < 0.99 * math.log(2):
+        raise CalibrationRefused(
+            "every prediction on the calibration split is correct, so no T above 0 minimises the NLL"
+        )
+    if not LOWEST * 1.01 < temperature < HIGHEST / 1.01:
+        kind = "correct" if temperature < 1 else "wrong, or correct no more often than by chance"
+        raise CalibrationRefused(
+            f"the best T is outside [{LOWEST:g}, {HIGHEST:g}]: (nearly) all calibration predictions are {kind}"
+        )
+    if best.nll > first.nll + 1e-6 * abs(first.nll):
+        raise CalibrationRefused(
+            f"NLL {best.nll:.6f} at the fitted T = {temperature:.5f} is above {first.nll:.6f} at T = 1"
+        )
+
+
+def _half_width(found: _Pass, units: Integers | None, blocks: bool) -> float | None:
+    """Return half the 95 % interval of ln T; None if the units are too few or show no curvature.
 
     The fitted ln T moves with the sums over units as one Newton step from it does, mean gap / mean curvature; in ln T
     the curvature is the logit variance plus the gap.
     """
-    columns = np.ones_like(scores.gap), scores.gap, scores.logit_variance + scores.gap
+    columns = np.ones_like(found.gap), found.gap, found.logit_variance + found.gap
     sums = np.stack(columns, axis=1)
     if units is not None:
-        place = np.unique(units, return_inverse=True)[1]
-        sums = np.stack([np.bincount(place, column) for column in columns], axis=1)
-    found = estimate(lambda totals: totals[..., 1] / totals[..., 2], sums, blocks=blocks)
-    half = found.half_width()
+        place = np.unique(units[found.valid], return_inverse=True)[1]
+        sums = np.stack([np.bincount(place, values) for values in columns], axis=1)
+    half = estimate(lambda totals: totals[..., 1] / totals[..., 2], sums, blocks=blocks).half_width()
     return half if math.isfinite(half) and half < math.log(HIGHEST / LOWEST) else None

@@ -1,24 +1,16 @@
-"""Classification tasks by the same loss, and measured by the same figures, as a language model.
+"""Classification with the loss and the metrics of a language model; ``scripts/baseline.py`` calls ``run_baseline``."""
 
-``LogisticRegressionNLL`` is maximum likelihood in plain NumPy, to be read beside ``LogisticRegressionTorch``, the same
-model on ``nanolm.loss.bernoulli_nll``. ``run_baseline`` is what ``scripts/baseline.py`` calls.
-"""
-
-from nanolm.classifiers.classifier import Classifier, LogisticRegressionTorch
-from nanolm.classifiers.cross_validation import CrossValidation, make_folds
+from nanolm.classifiers.cross_validation import CrossValidation
 from nanolm.classifiers.datasets import Dataset, load_dataset
-from nanolm.classifiers.logistic import LogisticRegressionNLL
+from nanolm.classifiers.evaluation import ClassifierEvaluation
+from nanolm.classifiers.folds import make_folds
 from nanolm.classifiers.run import run_baseline
-from nanolm.classifiers.separation import study_separation
 
 __all__ = [
-    "Classifier",
+    "ClassifierEvaluation",
     "CrossValidation",
     "Dataset",
-    "LogisticRegressionNLL",
-    "LogisticRegressionTorch",
     "load_dataset",
     "make_folds",
     "run_baseline",
-    "study_separation",
 ]

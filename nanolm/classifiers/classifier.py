@@ -1,139 +1,71 @@
-"""The classifiers in torch, and the losses of ``nanolm.loss`` at work on them."""
+"""Classifiers in torch, with the losses and the temperature fit of a language model."""
 
-from typing import Self
-
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from nanolm.classifiers.logistic import Floats
+from nanolm.calibration import fit_temperature_from_logits
+from nanolm.calibration.temperature import CalibrationRefused
+from nanolm.classifiers.folds import Indices
+from nanolm.config.schema import TaskConfig
 from nanolm.loss import LossOptions, NLLResult, bernoulli_nll, softmax_nll
-from nanolm.loss.options import Reduction
+from nanolm.metrics import Calibration
+
+Scored = tuple[Tensor, Tensor]
+"""(N, V) logits, or (N,) log-odds of class 1 in a binary task, with the (N,) labels"""
 
 
-class Classifier(nn.Module):
-    """Features to logits, in float64: linear, or with one hidden layer of rectified units.
+def build_model(task: TaskConfig, num_features: int, num_classes: int) -> nn.Sequential:
+    """Return a model from features to logits, in float64: linear, or with one hidden layer of rectified units.
 
-    A binary task has one logit, the log-odds of class 1. A linear model begins at 0, where every class is as likely:
-    its problem is convex, so where it begins does not matter. A hidden layer needs torch's random beginning.
+    A linear model starts at 0, where all classes are equally likely; a hidden layer needs torch's random start.
     """
-
-    def __init__(
-        self, num_features: int, num_classes: int | None, hidden_size: int | None = None, dropout: float = 0.0
-    ) -> None:
-        """``num_classes``: None for a binary task with its one logit; ``hidden_size``: None for a linear model."""
-        super().__init__()
-        num_logits = num_classes or 1
-        self.is_binary = num_classes is None
-        if hidden_size is None:
-            linear = nn.Linear(num_features, num_logits, dtype=torch.float64)
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
-            self.layers = nn.Sequential(linear)
-        else:
-            self.layers = nn.Sequential(
-                nn.Linear(num_features, hidden_size, dtype=torch.float64),
-                nn.ReLU(),
-                nn.Dropout(dropout),
-                nn.Linear(hidden_size, num_logits, dtype=torch.float64),
-            )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, F) features to (N, V) logits, or (N,) log-odds of a binary task."""
-        logits: Tensor = self.layers(features)
-        return logits.squeeze(1) if self.is_binary else logits
-
-    def squared_weights(self) -> Tensor:
-        """Σ w² over all weights, biases left out."""
-        return torch.stack([p.square().sum() for p in self.parameters() if p.dim() > 1]).sum()
-
-    def penalised(self, result: NLLResult, l2: float) -> Tensor:
-        """The mean objective of a result plus l2/2 |weights|²."""
-        return result.objective + l2 / 2 * self.squared_weights() if l2 else result.objective
-
-    def weight_norm(self) -> float:
-        """The Euclidean norm of all weights."""
-        return float(self.squared_weights().detach().sqrt())
+    is_binary, layers = task.name == "binary", list[nn.Module]()
+    if task.model == "mlp":
+        layers = [nn.Linear(num_features, task.hidden_size, dtype=torch.float64), nn.ReLU(), nn.Dropout(task.dropout)]
+        num_features = task.hidden_size
+    last = nn.Linear(num_features, 1 if is_binary else num_classes, dtype=torch.float64)
+    if task.model == "linear":
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last, *([nn.Flatten(0)] if is_binary else []))  # (N, 1) to (N,)
 
 
 def classification_nll(
     logits: Tensor,
     targets: Tensor,
     options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
-    reduction: Reduction = "mean",
     soft_targets: Tensor | None = None,
 ) -> NLLResult:
-    """``bernoulli_nll`` of (N,) log-odds, ``softmax_nll`` of (N, V) logits.
+    """Return the mean ``bernoulli_nll`` of (N,) log-odds, or the mean ``softmax_nll`` of (N, V) logits.
 
-    soft_targets: (N,) probabilities of class 1, or (N, V), that take the classes' place in the objective
+    Args:
+        soft_targets: (N,) probabilities of class 1, or (N, V), that replace the classes in the objective.
     """
     if logits.dim() == 1:
-        return bernoulli_nll(logits, targets if soft_targets is None else soft_targets, options, reduction)
-    return softmax_nll(logits, targets, soft_targets, options, reduction)
+        return bernoulli_nll(logits, targets if soft_targets is None else soft_targets, options, "mean")
+    return softmax_nll(logits, targets, soft_targets, options, "mean")
+
+
+def calibrate(scored: Scored, options: LossOptions, units: Indices | None = None) -> Calibration:
+    """Fit the temperature, or record why there is none; ``units`` (N,) number the examples, for its interval."""
+    try:
+        fit = fit_temperature_from_logits(*scored, options, units)
+    except CalibrationRefused as error:
+        return Calibration.none(str(error))
+    return fit.record(
+        "calibration",
+        lambda temperature: float(classification_nll(*scored, options.at_temperature(temperature)).nll.mean()),
+    )
 
 
 def as_softmax_logits(logits: Tensor) -> Tensor:
-    """(N, V) logits as they are; (N,) log-odds as [0, z]."""
+    """Return (N, V) logits as they are, and (N,) log-odds z as [0, z]."""
     return logits if logits.dim() == 2 else torch.stack([torch.zeros_like(logits), logits], dim=1)
 
 
 def margins(logits: Tensor, targets: Tensor) -> Tensor:
-    """(N,) logit of the right class less the largest of the others: above 0 where the model is right."""
+    """Return the (N,) logits of the right classes minus the largest others; above 0 where the model is right."""
     logits = as_softmax_logits(logits)
     right = logits.gather(1, targets[:, None])
     others = logits.scatter(1, targets[:, None], -torch.inf)
     return right.squeeze(1) - others.amax(dim=1)
-
-
-class LogisticRegressionTorch:
-    """``LogisticRegressionNLL`` with ``bernoulli_nll`` and autograd in place of the formulas."""
-
-    def __init__(self, n_features: int) -> None:
-        self.model = Classifier(n_features, None)
-
-    @property
-    def weights(self) -> Floats:
-        """(F,) coefficients."""
-        weights: Floats = self._linear.weight.detach().numpy()[0]
-        return weights
-
-    @property
-    def bias(self) -> float:
-        """The intercept."""
-        return float(self._linear.bias.detach())
-
-    @property
-    def _linear(self) -> nn.Linear:
-        linear = self.model.layers[0]
-        assert isinstance(linear, nn.Linear)
-        return linear
-
-    def fit(
-        self,
-        X: Floats,
-        y: npt.ArrayLike,
-        lr: float = 0.1,
-        epochs: int = 1000,
-        l2: float = 0.0,
-        options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
-    ) -> Self:
-        """As ``LogisticRegressionNLL.fit``, with the options of the loss besides."""
-        features, targets = torch.from_numpy(X), torch.from_numpy(np.asarray(y).reshape(-1))
-        optimizer = torch.optim.SGD(self.model.parameters(), lr=lr)
-        for _ in range(epochs):
-            optimizer.zero_grad()
-            result = bernoulli_nll(self.model(features), targets, options, reduction="mean")
-            self.model.penalised(result, l2).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        return self
-
-    @torch.no_grad()
-    def predict_proba(self, X: Floats) -> Floats:
-        """(N,) probabilities of class 1."""
-        probabilities: Floats = self.model(torch.from_numpy(X)).sigmoid().numpy()
-        return probabilities
-
-    def predict(self, X: Floats, threshold: float = 0.5) -> npt.NDArray[np.int64]:
-        """(N,) classes: 1 where the probability is the threshold or more."""
-        return (self.predict_proba(X) >= threshold).astype(np.int64)

@@ -1,260 +1,165 @@
 """Repeated stratified cross-validation: each example is scored once a repeat, by a model that has not seen it.
 
-The training folds of a fold are divided once more: on the larger part the model learns (and its features are
-standardised), on the smaller one the temperature is fitted and early stopping looks. The scored fold decides nothing.
+The training folds are divided once more. The model learns from the larger part, which also standardises its features;
+the smaller one, the inner split, fits the temperature and decides when to stop early. The scored fold decides nothing.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.model_selection import StratifiedKFold, train_test_split
+from torch import Tensor
 
-from nanolm.calibration import CalibrationMeter, fit_temperature_from_logits
-from nanolm.calibration.calibrators import compare_calibrators_over_folds
-from nanolm.calibration.temperature import CalibrationRefused
-from nanolm.classifiers.classifier import as_softmax_logits, classification_nll
+from nanolm.calibration.calibrators import compare_calibrators
+from nanolm.classifiers.classifier import Scored, as_softmax_logits, calibrate, classification_nll
 from nanolm.classifiers.datasets import Dataset
-from nanolm.classifiers.distillation import distilled_likelihood, fit_teacher, read_teacher
-from nanolm.classifiers.learner import EpochSums, Examples, Indices, Learner, loss_options
-from nanolm.config.schema_baseline import BaselineConfig, CrossValidationConfig
-from nanolm.errors import DataError
-from nanolm.evaluation import FittedTemperature, Measurement, prediction_values
-from nanolm.evaluation.temperature import CURVE_RATIOS
-from nanolm.loss import Distillation
-from nanolm.loss.dense import soft_capped
-from nanolm.metrics import GroupedMeter
-from nanolm.metrics.sums import UnitSums
+from nanolm.classifiers.distillation import fit_teacher, read_teacher
+from nanolm.classifiers.folds import make_folds
+from nanolm.classifiers.learner import Learner
+from nanolm.config.schema import BaselineConfig
+from nanolm.loss.dense import model_logits
+from nanolm.metrics import Calibration, CalibrationMeter, CalibrationSize, CalibratorRow, Measurement, Tally
+from nanolm.metrics.definitions import of_rows
+from nanolm.metrics.records import Draw
+from nanolm.objective import distillation_of, loss_options
 from nanolm.seeds import derive_seed
 
-
-@dataclass(frozen=True)
-class Fold:
-    """Numbers of the examples of three parts that share none."""
-
-    repeat: int
-    number: int
-    learning: Indices
-    calibration: Indices
-    scored: Indices
-
-
-def make_folds(dataset: Dataset, config: CrossValidationConfig, seed: int) -> list[Fold]:
-    """Folds in which each class has its share, drawn anew for each repeat.
-
-    Raises:
-        DataError: a class has too few examples to be in every part.
-    """
-    labels = dataset.labels
-    counts = np.bincount(labels, minlength=dataset.num_classes)
-    smallest = int(counts.argmin())
-    rest = counts[smallest] - math.ceil(counts[smallest] / config.folds)  # of it in the smallest training folds
-    if rest < 2 or counts[smallest] < config.folds:
-        needed = max(config.folds, math.ceil(2 * config.folds / (config.folds - 1)))
-        raise DataError(
-            f"{dataset.name}: expected at least {needed} examples of each class for "
-            f"cross_validation.folds={config.folds}, found {counts[smallest]} of class "
-            f"{dataset.class_names[smallest]!r}; give more rows, merge rare classes, or lower the number of folds"
-        )
-    num_training = len(labels) - math.ceil(len(labels) / config.folds)
-    num_calibrating = math.ceil(config.calibration_fraction * num_training)
-    if min(num_calibrating, num_training - num_calibrating) < dataset.num_classes:
-        raise DataError(
-            f"cross_validation.calibration_fraction={config.calibration_fraction:g}: expected at least one example of "
-            f"each of the {dataset.num_classes} classes on either side, found {num_training - num_calibrating} "
-            f"examples to learn from and {num_calibrating} to calibrate on in a fold; "
-            "choose another fraction, or give more rows"
-        )
-    found = []
-    for repeat in range(config.repeats):
-        state = derive_seed(seed, repeat) % 2**32  # what scikit-learn takes
-        splitter = StratifiedKFold(config.folds, shuffle=True, random_state=state)
-        for number, (training, scored) in enumerate(splitter.split(labels, labels)):
-            learning, calibration = train_test_split(
-                training, test_size=num_calibrating, stratify=labels[training], random_state=state
-            )
-            found.append(Fold(repeat, number, np.sort(learning), np.sort(calibration), scored))
-    return found
-
-
-class FoldModel:
-    """The learner of one fold, and the temperature that its inner split gives."""
-
-    def __init__(self, dataset: Dataset, fold: Fold, config: BaselineConfig, seed: int) -> None:
-        self.fold, self._distillation = fold, config.loss.distillation
-        examples = Examples(dataset, fitted_on=fold.learning)
-        self.calibration, self.scored = examples(fold.calibration), examples(fold.scored)
-        options = loss_options(config.loss)
-        learning = examples(fold.learning)
-        self.learner = Learner(config.task, dataset.num_classes, learning, self.calibration, options, seed)
-
-    def learn_from(self, teacher: BaselineConfig, seed: int) -> Learner:
-        """Fit a teacher on what this fold learns from, make its probabilities targets too, and return it."""
-        student = self.learner
-        learning = student.features, student.targets
-        fitted = fit_teacher(teacher, student.num_classes, learning, self.calibration, seed)
-        student.objective = distilled_likelihood(
-            student.targets,
-            student.options,
-            fitted.logits(student.features),
-            fitted.options,
-            Distillation(self._distillation.weight, self._distillation.temperature),
-        )
-        return fitted
-
-    def calibration_logits(self) -> torch.Tensor:
-        """Logits of the examples of the inner split."""
-        return self.learner.logits(self.calibration[0])
-
-    def fit_temperature(self) -> float | str:
-        """The temperature of the inner split, or the reason why there is none; it knows nothing of the scored fold."""
-        try:
-            return fit_temperature_from_logits(
-                self.calibration_logits(), self.calibration[1], self.learner.scoring
-            ).temperature
-        except CalibrationRefused as error:
-            return str(error)
+DURING_TRAINING = ("nll", "perplexity", "accuracy", "confidence", "entropy", "entropy_gap", "ece")
+NUM_DRAWS = 5
 
 
 class CrossValidation:
-    """All folds of all repeats, fitted side by side, so that each epoch has one line of figures for all of them."""
+    """All folds of all repeats, fitted side by side, so that each epoch has one line of metrics for all of them."""
 
     def __init__(
         self, dataset: Dataset, config: BaselineConfig, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> None:
-        """Fit the teachers, where there is one, all of them before any student begins.
+        """Prepare a learner for each fold, and fit the teacher of each if the configuration names one.
 
         A teacher's random numbers are those of its own run: with the seed and the folds that it had there, it is the
         same model again.
 
         Raises:
-            DataError: the examples cannot be divided so.
-            ConfigError, CheckpointError: the teacher is not what it should be.
+            DataError: a class has too few examples for the folds.
+            ConfigError, CheckpointError: the teacher is no finished baseline of the same data.
         """
-        self.dataset, self.config = dataset, config
+        self.dataset, self.config, self.options = dataset, config, loss_options(config.loss)
         self.models = [
-            FoldModel(dataset, fold, config, derive_seed(config.seed, 1, fold.repeat, fold.number))
+            Learner(dataset, fold, config.task, self.options, derive_seed(config.seed, 1, fold.repeat, fold.number))
             for fold in make_folds(dataset, config.cross_validation, config.seed)
         ]
-        self.teacher = teacher = read_teacher(config)
-        if teacher is not None:
+        self.teacher = read_teacher(config)
+        if self.teacher is not None:
+            distillation = distillation_of(config.loss)
             for done, model in enumerate(self.models, start=1):
-                model.learn_from(teacher, derive_seed(teacher.seed, 1, model.fold.repeat, model.fold.number))
+                seed = derive_seed(self.teacher.seed, 1, model.fold.repeat, model.fold.number)
+                model.learn_from(fit_teacher(self.teacher, dataset, model.fold, seed), distillation)
                 progress(done, len(self.models))
-        self.scoring = self.models[0].learner.scoring
-        self._temperatures: list[float | str] = []
 
-    def train_epoch(self, epoch: int) -> dict[str, float]:
-        """One epoch of every fold: ``train/`` figures of all their examples together, and ``examples``, their number.
+    def train_epoch(self, epoch: int) -> tuple[int, dict[str, float]]:
+        """Train every fold for an epoch; return the number of examples seen and the ``train/`` metrics.
 
-        Empty where early stopping has ended all folds.
+        The number is 0 once early stopping has ended all folds.
         """
-        sums = EpochSums(GroupedMeter(1))
-        for model in self.models:
-            model.learner.train_epoch(epoch, sums)
-        figures = sums.meter.group_metrics(0)
-        if figures is None:
-            return {}
-        count = int(sums.meter.num_tokens()[0])
-        logged = ("nll", "perplexity", "accuracy", "confidence", "entropy", "entropy_gap", "ece")
-        return {f"train/{name}": figures[name] for name in logged} | {
-            "examples": count,
-            "train/objective": sums.objective / count,
-            "train/grad_norm": math.sqrt(sums.squared_gradient / sums.num_steps),
-            "train/weight_norm": float(np.mean([model.learner.model.weight_norm() for model in self.models])),
+        steps = [step for model in self.models for step in model.train_epoch(epoch)]
+        if not steps:
+            return 0, {}
+        tally, num_examples, objective_sum = Tally(), 0, 0.0
+        for result, _ in steps:
+            tally.add(result)
+            num_examples += len(result.nll)
+            objective_sum += float(result.objective) * len(result.nll)
+        found = of_rows(tally.rows()[0])
+        return num_examples, {f"train/{name}": found[name] for name in DURING_TRAINING} | {
+            "train/objective": objective_sum / num_examples,
+            "train/grad_norm": math.sqrt(sum(squared_gradient for _, squared_gradient in steps) / len(steps)),
+            "train/weight_norm": float(np.mean([model.weight_norm() for model in self.models])),
         }
 
-    def score(self) -> CalibrationMeter:
-        """The out-of-fold predictions as the models are now, pooled."""
+    def score(self) -> dict[str, float]:
+        """Return the metrics of the pooled out-of-fold predictions of the models as they are now."""
         meter = CalibrationMeter()
         for model in self.models:
-            features, targets = model.scored
-            meter.update(classification_nll(model.learner.logits(features), targets, self.scoring))
-        return meter
+            meter.update(classification_nll(*model.predict(model.scored), self.options))
+        return meter.metrics()
 
     def finish(self) -> None:
-        """After the last epoch: early stopping keeps its best weights, and each fold's temperature is fitted."""
+        """End the training of every fold, see ``Learner.finish``."""
         for model in self.models:
-            model.learner.finish()
-        self._temperatures = [model.fit_temperature() for model in self.models]
-
-    @property
-    def temperatures(self) -> list[float | str]:
-        """For each fold its temperature, or the reason why it has none; a fold without is scored at T = 1."""
-        assert self._temperatures, "finish() comes first"
-        return self._temperatures
+            model.finish()
 
     def measure(self, split: Literal["val", "train"] = "val") -> Measurement:
-        """Every figure of the pooled predictions, each fold at T = 1 and at its own temperature.
+        """Measure pooled predictions at T = 1 and at each fold's own temperature; at 1 if it has none.
 
         Args:
-            split: val are the out-of-fold predictions; train are those of each fold's model on what it learnt from.
+            split: "val" for the out-of-fold predictions, "train" for those on what each fold's model learned from.
         """
-        units = UnitSums(len(self.dataset))
-        plain, at_temperature = CalibrationMeter(), CalibrationMeter()
-        for model, found in zip(self.models, self.temperatures, strict=True):
-            examples, numbers = model.scored, model.fold.scored
-            if split == "train":
-                examples, numbers = (model.learner.features, model.learner.targets), model.fold.learning
-            features, targets = examples
-            logits = model.learner.logits(features)
-            temperature = found if isinstance(found, float) else 1.0
-            softer = replace(self.scoring, temperature=self.scoring.temperature * temperature)
-            result, scaled = (classification_nll(logits, targets, options) for options in (self.scoring, softer))
-            plain.update(result)
-            at_temperature.update(scaled)
-            units.add(numbers, prediction_values(result, scaled))
         parts = self.config.cross_validation
         repeats = parts.repeats if split == "val" else parts.repeats * (parts.folds - 1)
         together = f", the {repeats} repeats of each in one unit" if repeats > 1 else ""
-        return Measurement(
-            split=split,
-            documents=units.values,
-            about_intervals=(
-                f"95 % intervals over {len(self.dataset):,} examples{together}; how much other training examples would "
-                "move the model is not in them"
-            ),
-            meter=plain,
-            meter_at_temperature=at_temperature if any(isinstance(t, float) for t in self.temperatures) else None,
+        any_temperature = any(model.calibration.value is not None for model in self.models)
+        measured = Measurement(
+            split,
+            f"95 % intervals over {len(self.dataset):,} examples{together}; how much other training examples would "
+            "move the model is not in them",
+            num_documents=len(self.dataset),
+            at_temperature=any_temperature,
         )
+        for model in self.models:
+            examples, numbers = model.scored, model.fold.scored
+            if split == "train":
+                examples, numbers = model.learning, model.fold.learning
+            predictions = model.predict(examples)
+            at_temperature = self.options.at_temperature(model.calibration.value or 1.0)
+            scaled = classification_nll(*predictions, at_temperature) if any_temperature else None
+            measured.add(classification_nll(*predictions, self.options), numbers, scaled=scaled)
+        return measured
 
-    @cached_property
-    def _inner(self) -> tuple[torch.Tensor, torch.Tensor, Indices]:
-        """Logits, labels and example numbers of all inner splits together; no model has learnt from its own."""
-        return (
-            torch.cat([model.calibration_logits() for model in self.models]),
-            torch.cat([model.calibration[1] for model in self.models]),
-            np.concatenate([model.fold.calibration for model in self.models]),
-        )
+    def pooled_calibration(self) -> Calibration:
+        """Fit one temperature, with its interval, to all inner splits: for the report, not for scoring."""
+        logits, labels = zip(*(model.predict(model.inner) for model in self.models), strict=True)
+        units = np.concatenate([model.fold.calibration for model in self.models])
+        return calibrate((torch.cat(logits), torch.cat(labels)), self.options, units)
 
-    def pooled_temperature(self) -> FittedTemperature | str:
-        """One temperature for all inner splits together, with its interval; what a report shows, not what scores."""
-        logits, targets, units = self._inner
-        try:
-            fit = fit_temperature_from_logits(logits, targets, self.scoring, units)
-        except CalibrationRefused as error:
-            return str(error)
-        curve = []
-        for temperature in fit.temperature * CURVE_RATIOS:
-            softer = replace(self.scoring, temperature=self.scoring.temperature * float(temperature))
-            curve.append((float(temperature), float(classification_nll(logits, targets, softer).nll.mean())))
-        return FittedTemperature("calibration", fit, curve)
+    def temperature_by_size(self, sizes: Sequence[int]) -> list[CalibrationSize]:
+        """Fit each fold's temperature on random examples of its inner split, five draws of each size.
 
-    def compare_calibrators(self) -> list[dict[str, str | float]]:
-        """One row for each calibrator: fitted on each fold's inner split, scored on the pooled out-of-fold examples."""
-        folds = [
-            (
-                (self._model_logits(model.calibration_logits()), model.calibration[1]),
-                (self._model_logits(model.learner.logits(model.scored[0])), model.scored[1]),
-            )
-            for model in self.models
+        A draw holds the geometric mean of the folds' temperatures and the out-of-fold NLL at them. A fold without a
+        temperature counts as refused and is scored at T = 1. Sizes above the smallest inner split are left out.
+        """
+        at_one = self.score()["nll"]
+        folds = [(model.predict(model.inner), model.predict(model.scored)) for model in self.models]
+        smallest = min(len(labels) for (_, labels), _ in folds)
+
+        def draw(size: int, number: int) -> Draw:
+            meter, fitted = CalibrationMeter(), []
+            for place, ((logits, labels), scored) in enumerate(folds):
+                generator = np.random.default_rng(derive_seed(self.config.seed, 3, size, number, place))
+                chosen = torch.from_numpy(generator.permutation(len(labels))[:size])
+                temperature = calibrate((logits[chosen], labels[chosen]), self.options).value
+                meter.update(classification_nll(*scored, self.options.at_temperature(temperature or 1.0)))
+                if temperature is not None:
+                    fitted.append(temperature)
+            if not fitted:
+                return Draw(temperature=None, nll=None, num_refused=len(folds))
+            mean = math.exp(sum(map(math.log, fitted)) / len(fitted))
+            return Draw(temperature=mean, nll=meter.metrics()["nll"], num_refused=len(folds) - len(fitted))
+
+        return [
+            CalibrationSize(num_tokens=size, nll_at_one=at_one, draws=[draw(size, i) for i in range(NUM_DRAWS)])
+            for size in sorted(sizes)
+            if size <= smallest
         ]
-        return compare_calibrators_over_folds(folds, self.config.loss.label_smoothing)
 
-    def _model_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """(N, V) logits of the model's distribution: softcap and temperature applied."""
-        return as_softmax_logits(soft_capped(logits, self.scoring.softcap) / self.scoring.temperature)
+    def compare_calibrators(self) -> list[CalibratorRow]:
+        """Fit each calibrator on the inner splits and score it on the out-of-fold examples; return a row for each."""
+
+        def as_softmax(logits: Tensor, labels: Tensor) -> Scored:
+            return as_softmax_logits(model_logits(logits, self.options)), labels
+
+        return compare_calibrators(
+            [(as_softmax(*m.predict(m.inner)), as_softmax(*m.predict(m.scored))) for m in self.models],
+            self.config.loss.label_smoothing,
+        )

@@ -3,10 +3,10 @@
 import contextlib
 import csv
 import hashlib
+import io
 import logging
 import math
 import re
-import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,37 +17,37 @@ import numpy.typing as npt
 from sklearn.datasets import load_breast_cancer, load_digits
 
 from nanolm.config.nearest import did_you_mean
-from nanolm.config.schema_baseline import TaskConfig
+from nanolm.config.schema import TaskConfig
 from nanolm.data.encoding import HEAD_BYTES, unmarked_wide_encoding, what_to_do
 from nanolm.errors import DataError
 
 FEWEST_ROWS = 5
 """With fewer, a feature counts the rows or orders the classes by chance."""
-_NAMELESS = re.compile(r"|Unnamed: \d+(\.\d+)*")  # an index in a file of pandas, and one that was read back and written
+_NAMELESS = re.compile(r"|Unnamed: \d+(\.\d+)*")  # how pandas writes an index, once and again
 
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples with the names that a person knows them by."""
+    """Examples: (N, F) features and (N,) labels in [0, V), with the names of data, features and classes."""
 
     name: str
-    features: npt.NDArray[np.float64]
-    """(N, F)"""
-    labels: npt.NDArray[np.int64]
-    """(N,) in [0, V)"""
+    features: Floats
+    labels: Labels
     feature_names: tuple[str, ...]
     class_names: tuple[str, ...]
 
     @property
     def num_classes(self) -> int:
-        """V."""
+        """Return V."""
         return len(self.class_names)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all features and labels: equal ones are equal data in the same order."""
+        """Return the SHA-256 of all features and labels in their order."""
         return hashlib.sha256(self.features.tobytes() + self.labels.tobytes()).hexdigest()
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class Dataset:
 
 
 def load_dataset(task: TaskConfig) -> Dataset:
-    """The examples of a task: its CSV file if it names one, else breast cancer or digits.
+    """Load the examples of a task: its CSV file if it names one, else breast cancer or digits.
 
     Raises:
         DataError: the file is not a table of numbers and classes that fit the task.
@@ -74,143 +74,111 @@ def load_dataset(task: TaskConfig) -> Dataset:
         name="breast cancer" if task.name == "binary" else "digits",
         features=np.asarray(bundled.data, dtype=np.float64),
         labels=np.asarray(bundled.target, dtype=np.int64),
-        feature_names=tuple(str(name) for name in bundled.feature_names),
-        class_names=tuple(str(name) for name in bundled.target_names),
+        feature_names=tuple(map(str, bundled.feature_names)),
+        class_names=tuple(map(str, bundled.target_names)),
     )
 
 
 def read_csv(path: Path, target: str) -> Dataset:
-    """A table with a header, commas between its columns, and one example a row.
+    """Read a table with a header, commas between its columns, and one example a row.
 
     Every column but ``target`` is a feature and holds finite numbers alone. An index, which is a column without a name
     or one that counts the rows, is left out with a warning: in a table sorted by class it gives the class away. A
-    feature that orders the classes perfectly is kept with a warning. Classes are any texts, in the order of their
-    numbers where all are numbers, else of the alphabet.
+    feature that orders the classes perfectly is kept with a warning. Classes are any texts.
 
     Raises:
         DataError: naming the row and the column of what is wrong.
     """
-    header, rows = _read_table(path)
-    if target not in header:
-        near = did_you_mean(target, header) or f"; its columns, between commas, are {reprlib.repr(header)}"
+    columns, lines = _read_columns(path)
+    if target not in columns:
+        near = did_you_mean(target, list(columns)) or f"; its columns, between commas, are {list(columns)!r:.300}"
         raise DataError(f"{path}: task.target: expected a column of the header, found {target!r}{near}")
-    place = header.index(target)
-    named = [column for column, name in enumerate(header) if column != place and not _NAMELESS.fullmatch(name)]
-    features = np.empty((len(rows), len(named)))
-    answers = []
-    for index, (number, row) in enumerate(rows):
-        answers.append(row[place].strip())
-        if answers[-1].lower() in ("", "nan"):
-            raise DataError(f"{path}, row {number}, column {target!r}: expected a class, found {row[place]!r}")
-        for feature, column in enumerate(named):
-            features[index, feature] = _number(row[column], path, number, header[column])
-    classes = _sorted_classes(set(answers), f"{path}, column {target!r}")
-    if len(classes) < 2:
-        raise DataError(f"{path}: expected at least 2 classes in column {target!r}, found {_classes_in_words(classes)}")
-    indices = {name: index for index, name in enumerate(classes)}
-    labels = np.array([indices[answer] for answer in answers])
-    is_index = _counts_rows(features)
-    if is_index.all():  # there is nothing else to learn from
-        is_index[:] = False
-    names = tuple(header[column] for column in named)
-    left_out = [name for name in header if _NAMELESS.fullmatch(name) and name != target] + _those(names, is_index)
-    if left_out:
+    answers = [cell.strip() for cell in columns.pop(target)]
+    for line, answer in zip(lines, answers, strict=True):
+        if answer.lower() in ("", "nan"):
+            raise DataError(f"{path}, row {line}, column {target!r}: expected a class, found {answer!r}")
+    classes = _class_names(answers, f"{path}, column {target!r}")
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = np.array([numbers[answer] for answer in answers])
+
+    named = {name: _numbers(columns[name], lines, path, name) for name in columns if not _NAMELESS.fullmatch(name)}
+    features = {name: values for name, values in named.items() if not _counts_rows(values)} or named
+    if left_out := [name for name in columns if name not in features]:
         logger.warning("%s: left out as an index of the rows, not a feature: %s", path, _listed(left_out))
-    features, names = features[:, ~is_index], tuple(_those(names, ~is_index))
-    if not names:
-        raise DataError(f"{path}: expected features beside the column {target!r}, found no other column")
-    if telling := _those(names, _orders_classes(features, labels, len(classes))):
+    if not features:
+        raise DataError(f"{path}: expected feature columns in addition to {target!r}, found none")
+    if telling := [name for name, values in features.items() if _orders_classes(values, labels, len(classes))]:
         logger.warning(
-            "%s: each of these columns alone orders the classes of %r without an error: %s; remove what is not known "
-            "before the class is",
-            *(path, target, _listed(telling)),
+            "%s: each of these columns alone orders the classes without an error: %s; remove what is not known before "
+            "the class is",
+            *(path, _listed(telling)),
         )
-    return Dataset(path.name, features, labels, names, tuple(classes))
+    return Dataset(path.name, np.column_stack(list(features.values())), labels, tuple(features), tuple(classes))
 
 
-def _counts_rows(features: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """(F,) whether a feature is 0, 1, 2, … or 1, 2, 3, … in the order of the rows."""
-    if len(features) < FEWEST_ROWS:
-        return np.zeros(features.shape[1], bool)
-    number = np.arange(len(features))[:, None]
-    return np.asarray((features == number).all(axis=0) | (features == number + 1).all(axis=0))
+def _read_columns(path: Path) -> tuple[dict[str, Sequence[str]], Sequence[int]]:
+    """Return the cells of each column by its name, and the line that each row ends at; empty lines are no rows."""
+    data = b""
+    try:
+        data = path.read_bytes()
+        if unmarked_wide_encoding(data[:HEAD_BYTES]):
+            raise UnicodeError("its bytes are those of UTF-16 or UTF-32")
+        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        rows = [(reader.line_num, row) for row in reader if row]
+    except (OSError, csv.Error, UnicodeError) as error:
+        hint = f". {what_to_do(data[:HEAD_BYTES])}" if isinstance(error, UnicodeError) else ""
+        raise DataError(f"{path}: cannot be read as CSV in UTF-8: {error}{hint}") from error
+    if not header or not rows:
+        raise DataError(f"{path}: expected a header and one example a row, found {len(rows)} rows")
+    if twice := [name for name, count in Counter(header).items() if count > 1 and name]:
+        raise DataError(f"{path}: expected a name of its own for each column, found {twice[0]!r} more than once")
+    for line, row in rows:
+        if len(row) != len(header):
+            raise DataError(f"{path}, row {line}: expected {len(header)} cells, as in the header, found {len(row)}")
+    lines, cells = zip(*rows, strict=True)
+    return dict(zip(header, zip(*cells, strict=True), strict=True)), lines
 
 
-def _orders_classes(
-    features: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], num_classes: int
-) -> npt.NDArray[np.bool_]:
-    """(F,) whether the classes' values of a feature lie in ranges that do not touch; it may equal the class."""
-    if len(labels) < max(FEWEST_ROWS, 2 * num_classes):  # by chance
-        return np.zeros(features.shape[1], bool)
-    low, high = (np.full((num_classes, features.shape[1]), end) for end in (np.inf, -np.inf))
-    np.minimum.at(low, labels, features)
-    np.maximum.at(high, labels, features)
-    order = low.argsort(axis=0)
-    low, high = (np.take_along_axis(ends, order, axis=0) for ends in (low, high))
-    return np.asarray((high[:-1] < low[1:]).all(axis=0))
+def _numbers(cells: Sequence[str], lines: Sequence[int], path: Path, column: str) -> Floats:
+    values = np.full(len(cells), math.nan)
+    for place, cell in enumerate(cells):
+        with contextlib.suppress(ValueError):
+            values[place] = float(cell)
+        if not math.isfinite(values[place]):
+            raise DataError(
+                f"{path}, row {lines[place]}, column {column!r}: expected a finite number, found {cell!r}; fill or "
+                "remove such rows, encode or remove such columns"
+            )
+    return values
 
 
-def _those(names: Sequence[str], chosen: npt.NDArray[np.bool_]) -> list[str]:
-    return [name for name, is_chosen in zip(names, chosen, strict=True) if is_chosen]
+def _class_names(answers: Sequence[str], where: str) -> list[str]:
+    """Return the different classes in the order of their numbers, if all are numbers, else of the alphabet."""
+    names, spellings = sorted(set(answers)), dict[float, str]()
+    for name in names:
+        with contextlib.suppress(ValueError):
+            if (other := spellings.setdefault(float(name), name)) != name:
+                raise DataError(f"{where}: the classes {other!r} and {name!r} are one number; write it in one way")
+    if len(names) < 2:
+        raise DataError(f"{where}: expected at least 2 classes, found only {names[0]!r}")
+    return sorted(names, key=float) if len(spellings) == len(names) else names
+
+
+def _counts_rows(values: Floats) -> bool:
+    """Return whether a feature is 0, 1, 2, … or 1, 2, 3, … in the order of the rows."""
+    offset = values - np.arange(len(values))
+    return len(values) >= FEWEST_ROWS and bool((offset == 0).all() or (offset == 1).all())
+
+
+def _orders_classes(values: Floats, labels: Labels, num_classes: int) -> bool:
+    """Return whether the classes' values of a feature lie in ranges that do not touch."""
+    if len(labels) < max(FEWEST_ROWS, 2 * num_classes):
+        return False  # it may be chance
+    order = values.argsort(kind="stable")
+    changes = np.flatnonzero(np.diff(labels[order]))
+    return len(changes) == num_classes - 1 and bool((np.diff(values[order])[changes] > 0).all())
 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(repr(name) if name else "a column without a name" for name in names)
-
-
-def _read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and each row that is not empty with the number of its line."""
-    head = b""
-    try:
-        with open(path, "rb") as binary:
-            head = binary.read(HEAD_BYTES)
-        if unmarked_wide_encoding(head):
-            raise UnicodeError("its bytes are those of UTF-16 or UTF-32")
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if row]
-    except UnicodeError as error:
-        raise DataError(f"{path}: cannot be read as CSV in UTF-8: {error}. {what_to_do(head)}") from error
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV in UTF-8: {error}") from error
-    if not header or not rows:
-        raise DataError(f"{path}: expected a header and one example a row, found {len(rows)} rows")
-    twice = [name for name, count in Counter(header).items() if count > 1 and name]
-    if twice:
-        raise DataError(f"{path}: expected a name of its own for each column, found {twice[0]!r} more than once")
-    for number, row in rows:
-        if len(row) != len(header):
-            raise DataError(f"{path}, row {number}: expected {len(header)} cells, as in the header, found {len(row)}")
-    return header, rows
-
-
-def _number(cell: str, path: Path, row: int, column: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        found = f"{cell!r}" if cell.strip() else "an empty cell"
-        raise DataError(
-            f"{path}, row {row}, column {column!r}: expected a finite number, found {found}; features are numbers "
-            "without gaps: fill or remove such rows, encode or remove such columns"
-        )
-    return value
-
-
-def _sorted_classes(names: set[str], where: str) -> list[str]:
-    spellings: dict[float, str] = {}
-    for name in sorted(names):
-        with contextlib.suppress(ValueError):
-            other = spellings.setdefault(float(name), name)
-            if other != name:
-                raise DataError(f"{where}: the classes {other!r} and {name!r} are one number; write it in one way")
-    try:
-        return sorted(names, key=float)
-    except ValueError:
-        return sorted(names)
-
-
-def _classes_in_words(classes: list[str]) -> str:
-    return f"only {classes[0]!r}" if classes else "none"

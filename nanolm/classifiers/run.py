@@ -1,61 +1,41 @@
-"""One baseline run from configuration to ``evaluation.json``. It takes a minute, so one that was killed starts over."""
+"""Run one baseline, from configuration to ``evaluation.json``. A killed run starts over: it takes a minute."""
 
-import json
-from collections.abc import Callable
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nanolm.classifiers.agreement import three_ways
-from nanolm.classifiers.calibration_sizes import temperature_by_size
+import numpy as np
+
 from nanolm.classifiers.cross_validation import CrossValidation
-from nanolm.classifiers.datasets import Dataset, load_dataset
+from nanolm.classifiers.datasets import load_dataset
+from nanolm.classifiers.evaluation import ClassifierEvaluation, FoldSummary, TaskSummary
+from nanolm.classifiers.page import MEANINGS, separation_rows, separation_words, title, write_classifier_page
 from nanolm.classifiers.separation import study_separation
-from nanolm.classifiers.tables import MEANINGS, agreement_table, calibrator_table, separation_table, title
-from nanolm.config import differences, flatten, from_yaml, to_yaml
-from nanolm.config.schema_baseline import BaselineConfig
+from nanolm.config import check_same_config, flatten, to_yaml
+from nanolm.config.schema import BaselineConfig
 from nanolm.errors import ConfigError
-from nanolm.evaluation import FittedTemperature, Measurement, calibration_json, finite, summary_values, table_rows
 from nanolm.files import lock, write_atomically
-from nanolm.tracking import Console, Stopwatch, Throughput, Tracker
-from nanolm.tracking.metrics_file import Scalar
-
-WriteReport = Callable[[Path, dict[str, Any]], bytes]
-
-EVALUATION = "evaluation.json"
-DURING_TRAINING = (
-    "nll",
-    "perplexity",
-    "accuracy",
-    "confidence",
-    "ece",
-    "smooth_ece",
-    "brier",
-    "entropy",
-    "entropy_gap",
-)
+from nanolm.metrics import Measurement
+from nanolm.report import publish, reliability_lines, summary
+from nanolm.report.pages import calibrator_rows
+from nanolm.tracking import Console, Scalar, Throughput, Tracker
+from nanolm.tracking.tables import aligned
 
 
-def run_baseline(config: BaselineConfig, run_dir: Path, command: str, write_report: WriteReport) -> int:
-    """Cross-validate, measure and publish; a finished run of the same configuration is left as it is.
+def run_baseline(config: BaselineConfig, run_dir: Path, command: str) -> int:
+    """Cross-validate, measure and publish; leave a finished run of the same configuration as it is.
 
-    Args:
-        config: the run's configuration.
-        run_dir: the run directory, which exists.
-        command: what the user types to run it again; printed at the start.
-        write_report: makes ``report.html`` from the run directory and the content of ``evaluation.json``, which
-            is published after it as the last of all files; returns the reliability diagram as PNG.
-
-    Returns:
-        The exit code, 0.
+    ``run_dir`` exists, and ``command``, which runs it again, is printed at the start. Return the exit code, 0.
 
     Raises:
         NanolmError: the input is wrong, or the loss became NaN.
     """
     with lock(run_dir / ".lock", ConfigError, purpose="running a baseline"):
-        _check_same_run(config, run_dir)
+        check_same_config(config, run_dir)
         console = Console(config.task.epochs, None, config.task.eval_every)
-        if (run_dir / EVALUATION).exists():
-            console.note(f"{run_dir}: this run is finished ({EVALUATION} is there), so there is nothing to do.")
+        if (run_dir / "evaluation.json").exists():
+            console.note(f"{run_dir}: this run is finished (evaluation.json is there), so there is nothing to do.")
             console.result(str(run_dir))
             return 0
         dataset = load_dataset(config.task)
@@ -63,31 +43,32 @@ def run_baseline(config: BaselineConfig, run_dir: Path, command: str, write_repo
             validation = CrossValidation(dataset, config, progress)
         write_atomically(run_dir / "config.yaml", to_yaml(config))
         with Tracker.open(config, run_dir, 0, console) as tracker:
-            _introduce(tracker, dataset, config, command)
-            trained = _train(validation, config, tracker)
+            _introduce(validation, tracker, command)
+            num_epochs, examples_seen = _train(validation, tracker)
             validation.finish()
-            measured = validation.measure()
-            content = _content(validation, measured, console, trained)
-            measured.write_documents(run_dir / "documents-val.npz")
-            _write_train(validation.measure("train"), run_dir, content)
-            diagram = write_report(run_dir, content)
-            write_atomically(run_dir / EVALUATION, json.dumps(content, indent=2) + "\n")
-            _show(tracker, run_dir, content, diagram)
+            about: dict[str, Any] = {"step": num_epochs, "num_classes": dataset.num_classes}
+            about["corpus"] = dataset.fingerprint
+            of_train, of_val = validation.measure("train"), validation.measure()
+            evaluation = _evaluate(validation, of_val, console, examples_seen, about)
+            publish(run_dir, of_train, of_train.evaluation(**about), lambda: None, "-train")
+            publish(run_dir, of_val, evaluation, partial(write_classifier_page, run_dir, evaluation))
+            _show(tracker, run_dir, evaluation)
         console.result(str(run_dir))
     return 0
 
 
-def _introduce(tracker: Tracker, dataset: Dataset, config: BaselineConfig, command: str) -> None:
-    classes, parts = len(dataset.class_names), config.cross_validation
+def _introduce(validation: CrossValidation, tracker: Tracker, command: str) -> None:
+    """Print what is fitted to what, and the command that repeats it."""
+    dataset, task, parts = validation.dataset, validation.config.task, validation.config.cross_validation
+    num_examples, num_features = dataset.features.shape
     tracker.note(
-        f"data: {dataset.name}, {len(dataset):,} examples, {len(dataset.feature_names):,} features, {classes} classes"
+        f"data: {dataset.name}, {num_examples:,} examples, {num_features:,} features, {dataset.num_classes} classes"
     )
     tracker.note(
-        f"model: {config.task.model}, fitted {parts.folds * parts.repeats} times ({parts.repeats} x {parts.folds} "
-        f"folds) for {config.task.epochs:,} epochs; figures during training are of all fits together"
+        f"model: {task.model}, fitted {parts.folds * parts.repeats} times ({parts.repeats} x {parts.folds} folds) for "
+        f"{task.epochs:,} epochs; metrics during training are of all fits together"
     )
-    distillation = config.loss.distillation
-    if distillation.teacher is not None:
+    if (distillation := validation.config.loss.distillation).teacher is not None:
         tracker.note(
             f"teacher: that of {distillation.teacher}, fitted anew on what each model learns from; its share of the "
             f"objective is {distillation.weight:g}, at a temperature of {distillation.temperature:g}"
@@ -95,130 +76,88 @@ def _introduce(tracker: Tracker, dataset: Dataset, config: BaselineConfig, comma
     tracker.note(f"the command of this run: {command}")
 
 
-def _train(validation: CrossValidation, config: BaselineConfig, tracker: Tracker) -> tuple[int, int]:
-    """All epochs, one line of ``metrics.jsonl`` each; the number of epochs and of examples that were learnt from."""
-    task, stopwatch, throughput = config.task, Stopwatch(), Throughput()
-    tokens, done, before = 0, 0, 0.0
+def _train(validation: CrossValidation, tracker: Tracker) -> tuple[int, int]:
+    """Train all epochs and log a line of metrics for each; return the numbers of epochs and of examples seen."""
+    task, throughput, start = validation.config.task, Throughput(), time.monotonic()
+    total, before = 0, 0.0
     for epoch in range(1, task.epochs + 1):
-        line: dict[str, Scalar] = dict(validation.train_epoch(epoch))
-        if not line:
-            tracker.note(f"early stopping has ended all fits by epoch {done:,}")
-            break
-        examples = int(line.pop("examples") or 0)
-        done, tokens = epoch, tokens + examples
-        seconds = stopwatch.seconds
-        line |= {
+        num_examples, metrics = validation.train_epoch(epoch)
+        if not num_examples:
+            tracker.note(f"early stopping has ended all fits by epoch {epoch - 1:,}")
+            return epoch - 1, total
+        total, seconds = total + num_examples, time.monotonic() - start
+        line: dict[str, Scalar] = {
+            **metrics,
             "step": epoch,
-            "tokens": tokens,
+            "tokens": total,
             "train/learning_rate": task.learning_rate,
             "train/seconds": seconds,
-            "train/tokens_per_second": throughput.add(examples, seconds - before),
+            "train/tokens_per_second": throughput.add(num_examples, seconds - before),
         }
         before = seconds
         if epoch % task.eval_every == 0 or epoch == task.epochs:
-            figures = validation.score().metrics()
-            line |= {f"val/{name}": figures[name] for name in DURING_TRAINING}
+            line |= {f"val/{name}": value for name, value in validation.score().items()}
         tracker.log(line)
-    return done, tokens
+    return task.epochs, total
 
 
-def _content(
-    validation: CrossValidation, measured: Measurement, console: Console, trained: tuple[int, int]
-) -> dict[str, Any]:
-    """The content of ``evaluation.json``: the keys of a language model's, and what only a classifier has."""
-    dataset, config = validation.dataset, validation.config
-    pooled = validation.pooled_temperature()
-    interval = pooled.interval if isinstance(pooled, FittedTemperature) else None
-    separation = None
+def _evaluate(
+    validation: CrossValidation, measured: Measurement, console: Console, examples_seen: int, about: dict[str, Any]
+) -> ClassifierEvaluation:
+    """Return the content of ``evaluation.json``: the out-of-fold predictions, and what the configuration asks for."""
+    dataset, config, separation = validation.dataset, validation.config, None
     if config.separation.epochs is not None:
         with console.progress("separation", unit="epochs") as progress:
             separation = study_separation(dataset, config, progress)
-    sizes = config.cross_validation.calibration_sizes
-    by_size = temperature_by_size(validation, sizes)
-    if len(by_size) < len(sizes):
+    sizes = validation.temperature_by_size(config.cross_validation.calibration_sizes)
+    if len(sizes) < len(config.cross_validation.calibration_sizes):
         console.note("cross_validation.calibration_sizes: sizes above the smallest calibration part are left out")
-    return {
-        "split": measured.split,
-        "step": trained[0],
-        "num_tokens": measured.num_tokens,
-        "num_documents": len(dataset),
-        "num_classes": dataset.num_classes,
-        "corpus": dataset.fingerprint,
-        "intervals": measured.about_intervals,
-        **measured.figures_json(interval),
-        "reliability": measured.reliability_json(),
-        "slices": {},
-        "calibration": calibration_json(pooled),
-        "task": {
-            "name": config.task.name,
-            "model": config.task.model,
-            "data": dataset.name,
-            "features": list(dataset.feature_names),
-            "classes": list(dataset.class_names),
-            "class_counts": [int((dataset.labels == label).sum()) for label in range(dataset.num_classes)],
-            "examples_seen": trained[1],
-        },
-        "teacher": None if validation.teacher is None else flatten(validation.teacher),
-        "calibration_sizes": by_size,
-        "calibrators": [
-            {name: finite(value) if isinstance(value, float) else value for name, value in row.items()}
-            for row in validation.compare_calibrators()
+    measured.calibrators = validation.compare_calibrators()
+    evaluation = measured.evaluation(
+        **about,
+        record=ClassifierEvaluation,
+        calibration=validation.pooled_calibration(),
+        calibration_sizes=sizes,
+        teacher=None if validation.teacher is None else flatten(validation.teacher),
+        task=TaskSummary(
+            name=config.task.name,
+            model=config.task.model,
+            data=dataset.name,
+            features=list(dataset.feature_names),
+            classes=list(dataset.class_names),
+            class_counts=np.bincount(dataset.labels).tolist(),
+            examples_seen=examples_seen,
+        ),
+        folds=[
+            FoldSummary(
+                repeat=model.fold.repeat,
+                fold=model.fold.number,
+                num_learning=len(model.fold.learning),
+                num_calibration=len(model.fold.calibration),
+                num_scored=len(model.fold.scored),
+                temperature=model.calibration.value,
+                reason=model.calibration.reason,
+                stopped_at=model.stopped_at,
+            )
+            for model in validation.models
         ],
-        "folds": [
-            {
-                "repeat": model.fold.repeat,
-                "fold": model.fold.number,
-                "num_learning": len(model.fold.learning),
-                "num_calibration": len(model.fold.calibration),
-                "num_scored": len(model.fold.scored),
-                "temperature": found if isinstance(found, float) else None,
-                "reason": None if isinstance(found, float) else found,
-                "stopped_at": model.learner.stopped_at,
-            }
-            for model, found in zip(validation.models, validation.temperatures, strict=True)
-        ],
-        "agreement": three_ways(dataset, config.separation.l2) if config.task.name == "binary" else None,
-        "separation": separation,
-    }
+        separation=separation,
+    )
+    assert isinstance(evaluation, ClassifierEvaluation)
+    return evaluation
 
 
-def _write_train(measured: Measurement, run_dir: Path, content: dict[str, Any]) -> None:
-    """Leave the figures of what was learnt from, beside which those of other examples show their gaps."""
-    measured.write_documents(run_dir / "documents-train.npz")
-    figures = {
-        "split": "train",
-        "step": content["step"],
-        "num_tokens": measured.num_tokens,
-        "num_documents": content["num_documents"],
-        "num_classes": content["num_classes"],
-        "corpus": content["corpus"],
-        "intervals": measured.about_intervals,
-        **measured.figures_json(),
-        "reliability": measured.reliability_json(),
-    }
-    write_atomically(run_dir / "evaluation-train.json", json.dumps(figures, indent=2) + "\n")
-
-
-def _show(tracker: Tracker, run_dir: Path, content: dict[str, Any], diagram: bytes) -> None:
-    """Print the tables, and mirror the figures and the report."""
-    tracker.console.result(calibrator_table(content) + "\n")
-    if content["agreement"]:
-        tracker.console.result(agreement_table(content) + "\n")
-    if content["separation"]:
-        tracker.console.result(separation_table(content) + "\n")
-    tracker.summary(title(content), table_rows(content, MEANINGS), summary_values(content))
-    lines = {f"T = {name}": line for name, line in content["reliability"].items()}
-    tracker.report(run_dir / "report.html", diagram, lines)
-
-
-def _check_same_run(config: BaselineConfig, run_dir: Path) -> None:
-    path = run_dir / "config.yaml"
-    if not path.exists():
-        return
-    before = from_yaml(path.read_text(encoding="utf-8"), BaselineConfig)
-    if differing := differences(before, config, ("name", "wandb.")):
-        raise ConfigError(
-            f"{run_dir}: this directory holds a run with another configuration:\n"
-            + "\n".join(differing)
-            + "\nGive the same values, or another hydra.run.dir for a new run."
+def _show(tracker: Tracker, run_dir: Path, evaluation: ClassifierEvaluation) -> None:
+    """Print the tables, and mirror the metrics and the page."""
+    calibrators = calibrator_rows(evaluation.calibrators)
+    tracker.console.result(aligned("calibrators, each fitted within the training folds:", calibrators) + "\n")
+    if separation := evaluation.separation:
+        about = (
+            f"separation ({separation.num_learning:,} training examples; nll, accuracy and confidence on "
+            f"{separation.num_scored:,} held-out ones):"
         )
+        words, table = separation_words(separation), aligned(about, separation_rows(separation))
+        tracker.console.result("\n".join([*words, table, ""]))
+    _, metrics, values = summary(evaluation, MEANINGS)
+    tracker.summary(title(evaluation), metrics, values)
+    tracker.report(run_dir / "report.html", reliability_lines(evaluation))

@@ -1,19 +1,8 @@
-"""Finished runs side by side: cells of equal configuration, seeds within them, differences with their intervals."""
+"""Compare finished runs: means over seeds, differences from a baseline with intervals, theory against measurement."""
 
-from nanolm.comparison.cells import Cell, Panel, make_panels
-from nanolm.comparison.differences import METRICS, Difference, Spread
-from nanolm.comparison.run import compare_runs, summarize_sweep
-from nanolm.comparison.runs import Run, find_runs
+from nanolm.comparison.cells import make_panels
+from nanolm.comparison.compare import compare_runs, summarize_sweep
+from nanolm.comparison.differences import differences
+from nanolm.comparison.runs import find_runs
 
-__all__ = [
-    "METRICS",
-    "Cell",
-    "Difference",
-    "Panel",
-    "Run",
-    "Spread",
-    "compare_runs",
-    "find_runs",
-    "make_panels",
-    "summarize_sweep",
-]
+__all__ = ["compare_runs", "differences", "find_runs", "make_panels", "summarize_sweep"]

@@ -1,20 +1,18 @@
-"""What a cell's runs say together, and how it differs from the baseline cell: one interval for text and seeds.
+"""How a cell differs from the baseline cell: one interval for text and seeds.
 
 The text is a sample, and so are the seeds. A difference of means over seeds has two sources of variance that are
 crossed, since every run is scored on the same text:
 
 - the text: all runs of both cells on the same documents (or blocks), left out together, the trained models fixed;
-- the seeds: Student's, of the differences between runs of equal seeds, or Welch's where no seeds are equal.
+- the seeds: Student's variance of the differences between runs of equal seeds, or Welch's if no seeds are equal.
 
 Both variances are added, with Satterthwaite's degrees of freedom. What a single run finds harder in a single document
-(their interaction) is in both, so it is taken out of one. A panel shows many differences at once, so a difference is
-called significant by its p-value after Holm's correction for all of them: where nothing differs, at most one panel in
-twenty has a significant difference (benchmarks/comparison_errors.py). That two cells do not differ is never concluded
-from a p-value; that they are equivalent only within a margin that the user states, by two one-sided tests (Schuirmann
-1987).
+(their interaction) is in both, so it is subtracted from one. A panel shows many differences at once, so a difference is
+called significant by its p-value after Holm's correction for all of them: if nothing differs, at most one panel in
+twenty has a significant difference (benchmarks/comparison_errors.py). A p-value never shows that two cells are equal.
+That they are equivalent is shown only within a margin that the user states, by two one-sided tests (Schuirmann 1987).
 """
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,32 +20,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nanolm.comparison.cells import Cell, Panel
-from nanolm.comparison.runs import Run
-from nanolm.metrics.intervals import (
-    Estimate,
-    Interval,
-    Statistic,
-    holm,
-    jackknife,
-    mean_estimate,
-    total_variance,
-)
-from nanolm.metrics.sums import AT_TEMPERATURE, STATISTICS, WIDTH, Array, column
+from nanolm.comparison.runs import Run, values_of
+from nanolm.metrics import METRICS, WIDTH, Estimate, column
+from nanolm.metrics.intervals import Floats, Statistic, holm, jackknife, mean_estimate, total_variance
 
-METRICS = {
-    "nll": "NLL",
-    "perplexity": "perplexity",
-    "bits_per_byte": "bits per byte",
-    "accuracy": "accuracy",
-    "ece": "ECE",
-    "ece_debiased": "ECE, debiased",
-    "smooth_ece": "smooth ECE",
-    "brier": "Brier",
-    "entropy_gap": "entropy gap",
-    "temperature": "T",
-    "nll_at_temperature": "NLL at T",
-}
-"""What is compared, in order, with its name for people."""
+COMPARED = tuple(name for name in METRICS if name not in ("confidence", "entropy", "calibration_error", "refinement"))
+"""The metrics that are compared, in the order of tables."""
 
 NOT_TESTED = {
     "perplexity": "a function of the NLL",
@@ -56,51 +34,35 @@ NOT_TESTED = {
 }
 """Metrics whose difference is shown without an interval or a test, and why."""
 
-PER_DOCUMENT: dict[str, Statistic] = {
-    name: statistic
-    for name, statistic in (STATISTICS | AT_TEMPERATURE | {"ece_debiased": STATISTICS["ece"]}).items()
-    if name in METRICS and name not in NOT_TESTED
-}
-"""Functions of sums over documents. Debiased ECE varies with the text as ECE does."""
-
 WITH_MARGIN = ("nll", "nll_at_temperature")
-"""Metrics in nats per token, which the margin of equivalence is of."""
+"""Metrics in nats per token, to which the margin of equivalence applies."""
 
 SIGNIFICANCE = 0.05
-OTHER_TOKENS = "the runs were scored in other tokens or on another text"
+OTHER_TOKENS = "the runs were scored with different tokens or on different text"
 OTHER_UNITS = "the runs' sums are over other units, as by another version: evaluate them again"
 OTHER_TEXT = "the runs were not scored on the same text"
-NO_SUMS = "documents-….npz of a run is missing, or of another evaluation"
+NO_SUMS = "documents-….npz of a run is missing, or belongs to another evaluation"
 NO_TEXT_INTERVAL = "no interval over the text: it is too short, or a value is not finite"
 WITHOUT_TEXT = (OTHER_UNITS, OTHER_TEXT, NO_SUMS, NO_TEXT_INTERVAL)
 ONE_SEED = "a cell has one seed, so that the variance between seeds is not known"
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A metric of a cell: mean and standard deviation over its seeds (None of a single one)."""
-
-    num_runs: int
-    mean: float
-    deviation: float | None
-
-
-@dataclass(frozen=True)
 class Difference:
-    """A cell's mean less the baseline cell's.
+    """The mean of a cell minus that of the baseline cell.
 
     Attributes:
-        value: of the seeds that both cells have, where there are any.
-        interval: 95 %, over text and seeds together; over one of them alone where ``reason`` says so; or none.
-        text, seeds: the standard errors of the two sources, where known.
-        p_value: adjusted for all differences of the panel; None where text or seeds are not known.
-        p_equivalence: of the hypothesis that the difference is at least the margin, adjusted alike; None without one.
-        reason: why there is no p-value.
-        num_left_out: runs that play no part, since only one of the two cells has their seed.
+        estimate: with the standard error of text and seeds together, or of one of them, or NaN; see ``reason``. It is
+            over the seeds that both cells have, unless they have none or one in common.
+        text, seeds: the standard errors of the two sources; None if unknown.
+        p_value: adjusted for all differences of the panel; None unless text and seeds are known.
+        p_equivalence: of the hypothesis that the difference is at least the margin, adjusted in the same way; None
+            without a margin.
+        reason: why there is no p-value; empty if there is one.
+        num_left_out: runs that are not used because only one of the two cells has their seed.
     """
 
-    value: float
-    interval: Interval
+    estimate: Estimate
     text: float | None = None
     seeds: float | None = None
     p_value: float | None = None
@@ -109,8 +71,13 @@ class Difference:
     num_left_out: int = 0
 
     @property
+    def is_tested(self) -> bool:
+        """Whether the variance over the text and that over the seeds are both known."""
+        return self.text is not None and self.seeds is not None
+
+    @property
     def is_significant(self) -> bool:
-        """Whether the difference is told apart from 0 at 5 %, with all of its panel tested together."""
+        """Whether the difference is not 0, at 5 % for all differences of the panel together."""
         return self.p_value is not None and self.p_value <= SIGNIFICANCE
 
     @property
@@ -119,205 +86,176 @@ class Difference:
         return self.p_equivalence is not None and self.p_equivalence <= SIGNIFICANCE
 
 
-def spread(runs: Sequence[Run], metric: str) -> Spread | None:
-    """A metric over the runs that have it; None where none has."""
-    values = [value for run in runs if (value := run.value(metric)) is not None]
-    return spread_of(values) if values else None
+Groups = Sequence[Sequence[float]]
+Key = tuple[Cell, str]
+"""A cell and a metric."""
+Differences = Mapping[Key, Difference]
 
 
-def spread_of(values: Sequence[float]) -> Spread:
-    """The mean of one value or more, and their standard deviation."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Spread(len(values), float(np.mean(values)), deviation)
+def differences(panel: Panel, margin: float | None = None) -> Differences:
+    """Return how each other cell differs from the baseline cell in each metric, tested together.
 
-
-@functools.cache
-def differences(panel: Panel, margin: float | None = None) -> Mapping[tuple[Cell, str], Difference]:
-    """How each other cell differs from the baseline cell in each metric, tested together.
+    A metric that one of the cells lacks is left out, and so are metrics per token of runs that split the text into
+    other tokens.
 
     Args:
         margin: of equivalence in NLL, nats per token; None for no such test.
-
-    Returns:
-        by cell and metric. A metric that either cell lacks is left out, and so are those per token of runs that cut the
-        text into other tokens.
     """
-    found: dict[tuple[Cell, str], Difference] = {}
-    tests: dict[tuple[Cell, str], Estimate] = {}
-    for cell in panel.cells:
-        for metric in METRICS if cell is not panel.baseline else ():
-            made = _difference(cell, panel.baseline, metric)
-            if made is not None:
-                found[cell, metric], whole = made
-                if whole is not None:
-                    tests[cell, metric] = whole
-    # Bits per byte of equal tokens are the NLL in another unit: one hypothesis, tested once.
-    family = [(cell, metric) for cell, metric in tests if metric != "bits_per_byte" or (cell, "nll") not in tests]
-    adjusted = dict(zip(family, holm([tests[key].p_value() for key in family]), strict=True))
-    for cell, metric in tests:
-        p_value = adjusted.get((cell, metric), adjusted.get((cell, "nll")))
-        found[cell, metric] = replace(found[cell, metric], p_value=p_value)
+    found = {
+        (cell, metric): difference
+        for cell in panel.cells
+        for metric in COMPARED
+        if cell is not panel.baseline and (difference := _difference(cell, panel.baseline, metric)) is not None
+    }
+    family = hypotheses(found)
+    adjusted = dict(zip(family, holm([found[key].estimate.p_value() for key in family]), strict=True))
+    for (cell, metric), difference in found.items():
+        if difference.is_tested:
+            p_value = adjusted.get((cell, metric), adjusted.get((cell, "nll")))
+            found[cell, metric] = replace(difference, p_value=p_value)
     if margin is not None:
-        pairs = [key for key in family if key[1] in WITH_MARGIN]
-        for key, p_value in zip(pairs, holm([p_of_margin(tests[key], margin) for key in pairs]), strict=True):
+        keys = [key for key in family if key[1] in WITH_MARGIN]
+        p_values = holm([found[key].estimate.p_equivalence(margin) for key in keys])
+        for key, p_value in zip(keys, p_values, strict=True):
             found[key] = replace(found[key], p_equivalence=p_value)
     return found
 
 
-def num_tests(panel: Panel, margin: float | None = None) -> int:
-    """How many hypotheses the p-values of ``differences`` are adjusted for."""
-    found = differences(panel, margin)
-    tested = {key for key, difference in found.items() if difference.p_value is not None}
-    return sum(metric != "bits_per_byte" or (cell, "nll") not in tested for cell, metric in tested)
+def hypotheses(found: Differences) -> list[Key]:
+    """Return the differences that are tested, without those that repeat another.
 
-
-def over_seeds(per_seed: Sequence[Sequence[float]]) -> Estimate:
-    """What the seeds add to the variance of a sum of means over them; ``per_seed`` holds the values of each mean."""
-    return total_variance(0.0, [mean_estimate(values) for values in per_seed])
-
-
-def over_text(
-    sizes: Sequence[int], runs: Sequence[Run], statistic: Statistic, signs: Sequence[int] = (1,)
-) -> Estimate | None:
-    """What the text adds to the variance of a sum of means over seeds; None for a text that is too short.
-
-    The covariance C of the seeds' values over the text has, on average, the variance of the documents' levels, which
-    all seeds share, off its diagonal; the interaction of seeds and documents is on the diagonal alone, and in the
-    spread of the seeds already.
-
-    Args:
-        sizes: how many values each mean is of; the means are added up with their ``signs``.
-        runs: all that play a part, with their units, scored on one text.
-        statistic: (..., runs, WIDTH) sums to (..., n) values, those of all means one after the other.
+    Bits per byte of equal tokens are the NLL in another unit: one hypothesis, tested once.
     """
-    sums = np.nan_to_num(np.concatenate([run.units for run in runs if run.units is not None], axis=1))
-    weights = np.concatenate([np.full(size, sign / size) for size, sign in zip(sizes, signs, strict=True)])
-    found = jackknife(
-        lambda totals: statistic(totals.reshape(*totals.shape[:-1], len(runs), WIDTH)),
-        sums,
-        weights,
-        blocks=runs[0].blocks,
+    tested = [key for key, difference in found.items() if difference.is_tested]
+    return [(cell, metric) for cell, metric in tested if metric != "bits_per_byte" or (cell, "nll") not in tested]
+
+
+def _difference(cell: Cell, baseline: Cell, metric: str) -> Difference | None:
+    ours, theirs = (
+        {run.seed: run for run in of.runs if run.evaluation.value(metric) is not None} for of in (cell, baseline)
     )
-    if np.isnan(found.covariance).any():
-        return None
-    variance, first = float(weights @ found.covariance @ weights), 0
-    for size in sizes:
-        own = found.covariance[first : first + size, first : first + size]
-        first += size
-        if size > 1:
-            variance -= float(np.diag(own).mean() - own.mean()) / (size - 1)
-    return Estimate(0.0, math.sqrt(max(variance, 0.0)), found.degrees_of_freedom, found.num_units)
-
-
-def _difference(cell: Cell, baseline: Cell, metric: str) -> tuple[Difference, Estimate | None] | None:
-    """The difference, and what is tested of it where text and seeds are known."""
-    ours, theirs = (_with_metric(one, metric) for one in (cell, baseline))
     if not ours or not theirs:
         return None
     common = sorted(ours.keys() & theirs.keys())
     paired = len(common) >= 2 or ours.keys() == theirs.keys()
     left, right = ([of[seed] for seed in (common if paired else of)] for of in (ours, theirs))
-    value = _mean(left, metric) - _mean(right, metric)
     num_left_out = len(ours) + len(theirs) - 2 * len(common) if paired else 0
-    reason = why_no_text((*left, *right), metric)
+    reason = why_no_text([*left, *right], metric)
     if reason == OTHER_TOKENS and metric != "bits_per_byte":
         return None
+    values = [values_of(left, metric), values_of(right, metric)]
+    value = float(np.mean(values[0])) - float(np.mean(values[1]))
     if metric in NOT_TESTED:
-        return Difference(
-            value, Interval(value, None, None), reason=NOT_TESTED[metric], num_left_out=num_left_out
-        ), None
-    seeds, text = _two_sources(left, right, metric, paired=paired, known_text=not reason)
+        return Difference(combine(value), reason=NOT_TESTED[metric], num_left_out=num_left_out)
+    groups = [np.subtract(values[0], values[1]).tolist()] if paired else values
+    text, seeds = None, over_seeds(groups)
+    if metric == "temperature" and not reason:
+        text = _over_calibration_text(left, right)
+    elif not reason:
+        # Debiased ECE varies with the text as ECE does.
+        of_rows = METRICS["ece" if metric == "ece_debiased" else metric].of_rows
+        assert of_rows is not None, metric
+
+        def of_groups(rows: Floats) -> Floats:
+            each = of_rows(rows)
+            return each[..., : len(left)] - each[..., len(left) :] if paired else each
+
+        text = over_text(groups, [*left, *right], of_groups)
     if text is None and not reason:
         reason = NO_TEXT_INTERVAL
-    known = [source for source in (text, seeds) if source is not None]
-    whole = total_variance(value, known) if known else None
-    return (
-        Difference(
-            value,
-            whole.interval if whole else Interval(value, None, None),
-            text=text.standard_error if text else None,
-            seeds=seeds.standard_error if seeds else None,
-            reason=reason or ("" if seeds else ONE_SEED),
-            num_left_out=num_left_out,
-        ),
-        whole if text and seeds else None,
+    return Difference(
+        combine(value, text, seeds),
+        text=text.standard_error if text else None,
+        seeds=seeds.standard_error if seeds else None,
+        reason=reason or ("" if seeds else ONE_SEED),
+        num_left_out=num_left_out,
     )
 
 
-def _with_metric(cell: Cell, metric: str) -> dict[int, Run]:
-    return {seed: run for seed, run in cell.by_seed().items() if run.value(metric) is not None}
+def combine(value: float, *sources: Estimate | None) -> Estimate:
+    """Return an estimate with the variances of those sources that are known; without any, its error is NaN."""
+    known = [source for source in sources if source is not None]
+    return total_variance(value, known) if known else Estimate(value, math.nan, 1.0)
 
 
-def _mean(runs: Sequence[Run], metric: str) -> float:
-    return float(np.mean([run.value(metric) for run in runs]))
-
-
-def _two_sources(
-    ours: Sequence[Run], theirs: Sequence[Run], metric: str, paired: bool, known_text: bool
-) -> tuple[Estimate | None, Estimate | None]:
-    """The seeds' and the text's share of the variance of a difference; None where it cannot be estimated."""
-    values = [[_mean([run], metric) for run in runs] for runs in (ours, theirs)]
-    per_seed, signs = ([[a - b for a, b in zip(*values, strict=True)]], (1,)) if paired else (values, (1, -1))
-    seeds = over_seeds(per_seed)
-    if not known_text:
-        text = None
-    elif metric == "temperature":
-        text = _over_calibration_text(ours, theirs)
-    else:
-        function = PER_DOCUMENT[metric]
-
-        def of_seeds(totals: Array) -> Array:
-            each = function(totals)
-            return each[..., : len(ours)] - each[..., len(ours) :] if paired else each
-
-        text = over_text([len(values) for values in per_seed], (*ours, *theirs), of_seeds, signs)
-    return (None if math.isnan(seeds.standard_error) else seeds), text
-
-
-def _over_calibration_text(ours: Sequence[Run], theirs: Sequence[Run]) -> Estimate | None:
-    """From the intervals of the fitted temperatures.
-
-    Errors of one text are taken for equal among the runs of a cell and for independent between the cells: too much
-    rather than too little, since the cells share the text.
-    """
-    widths = [[run.half_width("temperature") for run in runs] for runs in (ours, theirs)]
-    if any(width is None for of_cell in widths for width in of_cell):
+def over_seeds(groups: Groups) -> Estimate | None:
+    """Return the error over the seeds of one group's mean, or of the difference of two; None if one has one seed."""
+    if any(len(group) < 2 for group in groups):
         return None
-    # An interval is 1.96 standard errors wide or, with few documents, more of them: then this is too large.
-    errors = [float(np.mean([width for width in of_cell if width is not None])) / 1.96 for of_cell in widths]
-    return Estimate(0.0, math.hypot(*errors), math.inf, 0)
+    return total_variance(0.0, [mean_estimate(group) for group in groups])
 
 
-def p_of_margin(found: Estimate, margin: float) -> float:
-    """Of two one-sided tests: that the difference is at least the margin on either side."""
-    if abs(found.value) >= margin:
-        return 1.0
-    return found.p_value(math.copysign(margin, found.value)) / 2
+def over_text(groups: Groups, runs: Sequence[Run], statistic: Statistic) -> Estimate | None:
+    """Return the error over the text of one group's mean, or of the difference of two; None if the text is too short.
+
+    The covariance C of the seeds' values over the text has, on average, the variance of the documents' levels, which
+    all seeds share, off its diagonal. The interaction of seeds and documents is on the diagonal alone, and in the
+    variance over seeds already, so it is subtracted.
+
+    Args:
+        groups: one or two, with a value for each seed.
+        runs: the runs of all values, with their units, scored on one text.
+        statistic: (..., runs, WIDTH) sums to the (..., n) values of all groups, one after the other.
+    """
+    sums = np.nan_to_num(np.concatenate([run.units for run in runs if run.units is not None], axis=1))
+    weights = np.concatenate(
+        [np.full(len(group), sign / len(group)) for group, sign in zip(groups, (1, -1), strict=False)]
+    )
+
+    def of_totals(totals: Floats) -> Floats:
+        return statistic(totals.reshape(*totals.shape[:-1], len(runs), WIDTH))
+
+    found = jackknife(of_totals, sums, weights, blocks=runs[0].blocks)
+    if np.isnan(found.covariance).any():
+        return None
+    variance, first = float(weights @ found.covariance @ weights), 0
+    for group in groups:
+        own = slice(first, first + len(group))
+        covariance, first = found.covariance[own, own], own.stop
+        if len(group) > 1:
+            variance -= float(np.diag(covariance).mean() - covariance.mean()) / (len(group) - 1)
+    return Estimate(0.0, math.sqrt(max(variance, 0.0)), found.degrees_of_freedom)
+
+
+def _over_calibration_text(*cells: Sequence[Run]) -> Estimate | None:
+    """Return the error over the text of a difference of fitted temperatures, from their intervals.
+
+    Errors from one text are taken as equal among the runs of a cell and as independent between the cells. This is too
+    much rather than too little, since the cells share the text.
+    """
+    errors = []
+    for runs in cells:
+        found = [run.evaluation.metrics["temperature"] for run in runs]
+        widths = [(one.high - one.low) / 2 for one in found if one.low is not None and one.high is not None]
+        if len(widths) < len(runs):
+            return None
+        # An interval is 1.96 standard errors wide or, with few documents, more of them: then this is too large.
+        errors.append(float(np.mean(widths)) / 1.96)
+    return Estimate(0.0, math.hypot(*errors), math.inf)
 
 
 def why_no_text(runs: Sequence[Run], metric: str) -> str:
-    """Why the text's share of the variance cannot be estimated; empty where it can."""
-    known = [run.units for run in runs if run.units is not None]
-    texts = {run.figures.get("corpus") for run in runs}
-    # Then the units are the same too; a seed may deal a unit's examples more often than another seed.
+    """Return the reason why the error over the text cannot be estimated; empty if it can."""
+    units = [run.units for run in runs if run.units is not None]
+    texts = {run.evaluation.corpus for run in runs}
     same_text = len(texts) == 1 and None not in texts
     same_units = len({(len(run.units), run.blocks) for run in runs if run.units is not None}) <= 1
-    if not same_units or not (same_text or _equal(known, "tokens")):
-        if same_text:
-            return OTHER_UNITS
-        if metric != "bits_per_byte" or not same_units or not _equal(known, "bytes"):
+
+    def agree_in(name: str) -> bool:
+        return same_units and all(np.array_equal(column(one, name), column(units[0], name)) for one in units)
+
+    # The units of one text are the same, even if a seed deals a unit's examples more often than another seed does.
+    if same_text and not same_units:
+        return OTHER_UNITS
+    if not same_text and not agree_in("tokens"):
+        if metric != "bits_per_byte" or not agree_in("bytes"):
             return OTHER_TOKENS
     elif len(texts) > 1:
         return OTHER_TEXT
     if metric == "temperature" or metric in NOT_TESTED:
         return ""
-    if len(known) < len(runs):
+    if len(units) < len(runs):
         return NO_SUMS
-    if metric in AT_TEMPERATURE and any(np.isnan(column(unit, metric)).any() for unit in known):
+    if metric == "nll_at_temperature" and any(np.isnan(column(one, metric)).any() for one in units):
         return "a run has no temperature"
     return ""
-
-
-def _equal(units: Sequence[Array], name: str) -> bool:
-    """Whether runs agree in a column of all their units."""
-    return all(np.array_equal(column(unit, name), column(units[0], name)) for unit in units)

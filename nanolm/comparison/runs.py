@@ -1,7 +1,8 @@
-"""Finished runs below a folder: their configuration, their figures, their sums over documents."""
+"""Finished runs below a folder: their configuration, their evaluation, their sums over documents."""
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,118 +10,82 @@ from typing import Any
 import yaml
 
 from nanolm.config import dotted
-from nanolm.errors import DataError
-from nanolm.files import parse_json
-from nanolm.metrics.measurement import read_units
-from nanolm.metrics.sums import STATISTICS, Array
+from nanolm.errors import DataError, sentence
+from nanolm.files import read_record
+from nanolm.metrics import Evaluation, read_units
+from nanolm.metrics.definitions import of_rows
+from nanolm.metrics.intervals import Floats
 
 CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One finished run, compared by identity.
+    """One finished run; two are equal only if they are the same object.
 
     Attributes:
-        path: its directory.
         settings: every key of its configuration by its dotted name.
-        figures: the content of ``evaluation.json``, or of ``evaluation-<split>.json``.
-        units: (U, WIDTH) sums over documents or blocks, see ``nanolm.metrics.sums``; None where the file is missing
-            or of another evaluation than the figures.
-        blocks: whether the units are blocks.
-        on_train: the content of ``evaluation-train.json``, where the run left one.
+        evaluation: of the split that is compared.
+        units: (U, WIDTH) sums over documents or blocks, see ``nanolm.metrics.tally``; None if the file is missing or
+            belongs to another evaluation.
+        on_train: its evaluation of the training text, if it has one.
     """
 
     path: Path
     settings: dict[str, Any]
-    figures: dict[str, Any]
-    units: Array | None
+    evaluation: Evaluation
+    units: Floats | None
     blocks: bool = False
-    on_train: dict[str, Any] | None = None
+    on_train: Evaluation | None = None
 
     @property
     def seed(self) -> int:
         """The run's seed."""
         return int(self.settings["seed"])
 
-    def value(self, metric: str) -> float | None:
-        """A figure of the split; None where it does not exist or is not finite."""
-        entry = self.figures.get(metric)
-        return entry["value"] if isinstance(entry, dict) else None
 
-    def half_width(self, metric: str) -> float | None:
-        """Half the width of a figure's interval; None where it has none."""
-        entry = self.figures.get(metric)
-        if not isinstance(entry, dict) or entry["low"] is None or entry["high"] is None:
-            return None
-        return float(entry["high"] - entry["low"]) / 2
+def values_of(runs: Sequence[Run], metric: str) -> list[float]:
+    """Return the finite values of a metric among the runs."""
+    return [value for run in runs if (value := run.evaluation.value(metric)) is not None]
 
 
 def find_runs(folder: Path, split: str = "val") -> tuple[list[Run], list[Path]]:
-    """The finished runs below a folder, in the order of their paths with numbers taken as numbers, and the unfinished.
+    """Return the finished runs below a folder and the paths of the others, both in natural order (run 10 after 9).
 
-    A run is a directory with the ``config.yaml`` of a training or a baseline; it is finished when it has the evaluation
+    A run is a directory with the ``config.yaml`` of a training or a classifier. It is finished if it has the evaluation
     of the split.
 
     Raises:
-        DataError: no run, none finished, or a file of one that is damaged.
+        DataError: there is no run, none is finished, or a file of one is damaged.
     """
     inner = {"checkpoints", "wandb"}  # what lies in these is part of a run
     places = [path.parent for path in folder.rglob(CONFIG) if not inner & set(path.relative_to(folder).parts[:-1])]
-    places.sort(key=lambda place: _natural(str(place.relative_to(folder))))
-    suffix = "" if split == "val" else f"-{split}"
+    places.sort(key=lambda place: _natural_order(str(place.relative_to(folder))))
+    name = "evaluation.json" if split == "val" else f"evaluation-{split}.json"
     found, unfinished = [], []
     for place in places:
-        settings = _settings(place / CONFIG)
+        settings = _read_settings(place / CONFIG)
         if not any(key.startswith(("trainer.", "task.")) for key in settings):
             continue  # of another script
-        evaluation = place / f"evaluation{suffix}.json"
-        if not evaluation.is_file():
+        if not (place / name).is_file():
             unfinished.append(place)
             continue
-        on_train = place / "evaluation-train.json"
-        figures = _figures(evaluation)
-        units, blocks = _units(place / f"documents-{split}.npz", figures)
-        found.append(
-            Run(
-                path=place,
-                settings=settings,
-                figures=figures,
-                units=units,
-                blocks=blocks,
-                on_train=_figures(on_train) if on_train.is_file() else None,
-            )
-        )
-    if not found and not unfinished:
-        raise DataError(f"runs={folder}: expected finished runs below this folder, found no run at all")
+        evaluation, on_train = _read_evaluation(place / name), place / "evaluation-train.json"
+        units, blocks = _read_units(place / f"documents-{split}.npz", evaluation)
+        train = _read_evaluation(on_train) if on_train.is_file() else None
+        found.append(Run(place, settings, evaluation, units, blocks, train))
     if not found:
-        hint = (
-            "finish them: the log in each has its command"
-            if split == "val"
-            else f"make it with scripts/evaluate.py split={split}"
-        )
-        raise DataError(
-            f"runs={folder}: expected finished runs below this folder, found {len(unfinished)} without "
-            f"evaluation{suffix}.json; {hint}"
-        )
+        hint = "finish them" if split == "val" else f"run scripts/evaluate.py split={split}"
+        others = f"{len(unfinished)} without {name}; {hint}" if unfinished else "no run at all"
+        raise DataError(f"runs={folder}: expected finished runs below this folder, found {others}")
     return found, unfinished
 
 
-def _units(path: Path, figures: dict[str, Any]) -> tuple[Array | None, bool]:
-    """The sums of a file if they are those of the figures: an evaluation with another stride may have replaced it."""
-    if not path.is_file():
-        return None, False
-    (units, blocks), nll = read_units(path), figures["nll"]["value"]
-    same = nll is not None and math.isclose(float(STATISTICS["nll"](units.sum(axis=0))), nll, rel_tol=1e-9)
-    return (units if same else None), blocks
+def _natural_order(text: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    """A key that puts run 10 behind run 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
-def _settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
@@ -130,12 +95,18 @@ def _settings(path: Path) -> dict[str, Any]:
     return dict(dotted(content))
 
 
-def _figures(path: Path) -> dict[str, Any]:
+def _read_evaluation(path: Path) -> Evaluation:
     try:
-        content = parse_json(path.read_bytes())
-        if not isinstance(content["nll"]["value"], int | float | None):
-            raise TypeError("nll")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected the evaluation of a run, found {error!r}; evaluate the run again") from None
-    assert isinstance(content, dict), "a list has no key nll"
-    return content
+        return read_record(path, Evaluation, DataError)
+    except DataError as error:
+        raise DataError(f"{sentence(error)} Evaluate the run again.") from None
+
+
+def _read_units(path: Path, evaluation: Evaluation) -> tuple[Floats | None, bool]:
+    """Return the sums, or None if another evaluation (such as one with another stride) wrote them; are they blocks?"""
+    if not path.is_file():
+        return None, False
+    units, blocks = read_units(path)
+    nll, of_sums = evaluation.value("nll"), of_rows(units.sum(axis=0)).get("nll")
+    fits = nll is not None and of_sums is not None and math.isclose(of_sums, nll, rel_tol=1e-9)
+    return (units if fits else None), blocks

@@ -1,18 +1,19 @@
-"""The page that ``--help`` prints: made from the schema and the YAML files, without Hydra."""
+"""Make the page that ``--help`` prints from the schema and the YAML files, without Hydra."""
 
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import get_type_hints
 
-from nanolm.config.catalog import Script, choices, default_choices, default_values
-from nanolm.config.convert import type_of
-from nanolm.config.schema import leaves, section_of
+from nanolm.config.catalog import choices, default_choices, default_values, description
+from nanolm.config.keys import leaves, sections_of
+from nanolm.config.schema import SCHEMAS, has_run_directory
+from nanolm.config.words import expected, typed
 
 WIDTH = 100
 
 _EXIT_CODES = """\
 0  done
-1  anything that is not your mistake; in a sweep, some job failed
+1  anything else; in a sweep, some job failed
 2  the input is wrong: one message says what was expected, what was found, and what to do next
 3  stopped on request (Ctrl-C) with a valid checkpoint; the command that continues is printed"""
 
@@ -37,33 +38,31 @@ _FLAGS = (
 )
 
 
-def page(script: Script, config_dir: Path) -> str:
-    """The help page of a script: what it does, examples, choices, every key with type, default and meaning."""
-    command = f"python scripts/{script.name}.py"
-    groups = default_choices(config_dir, script.name)
-    values = default_values(config_dir, script.name)
-    lines = [f"{command} [GROUP=CHOICE ...] [KEY=VALUE ...] [-m]", "", *_wrapped(script.purpose)]
-    lines += ["", "EXAMPLES"]
-    for arguments, meaning in script.examples:
-        lines += [f"  {f'{command} {arguments}'.rstrip()}", f"      {meaning}"]
+def page(script: str, config_dir: Path) -> str:
+    """Make the help page of a script: what it does, its choices, every key with its default, meaning and type."""
+    schema, values = SCHEMAS[script], default_values(config_dir, script)
+    groups = default_choices(config_dir, script)
+    lines = [f"python scripts/{script}.py [GROUP=CHOICE ...] [KEY=VALUE ...] [-m]", ""]
+    lines += description(config_dir / f"{script}.yaml")
     if groups:
         lines += ["", "CHOICES (* by default)"]
         for group, default in groups.items():
             lines += [f"  {group}={'' if default else '   (none by default)'}"]
-            for name, description in choices(config_dir, group, script.name).items():
-                lines += _row(f"  {'*' if name == default else ' '} {name}", description, 20)
-    lines += ["", "KEYS (default, type, meaning)"]
+            for name, meaning in choices(config_dir, group, script).items():
+                lines += _row(f"  {'*' if name == default else ' '} {name}", meaning, 20)
+    lines += ["", "KEYS (default, meaning, type)"]
     previous = ""
-    for name, item in sorted(leaves(script.schema), key=lambda leaf: "." in leaf[0]):
+    for name, key in sorted(leaves(schema).items(), key=lambda leaf: "." in leaf[0]):
         section = name.rpartition(".")[0]
-        if section and section != previous:
-            lines += ["", *_wrapped(f"{section}: {_purpose(script.schema, section)}")]
+        if section != previous:
+            lines += ["", *_wrapped(f"{section}: {_purpose(schema, section)}")]
         previous = section
-        default = _shown(values[name]) if name in values else "-"
-        if default == "null" and "null" not in type_of(item):
-            default = "(has to be given)"
-        lines += _row(f"  {name} = {default}", f"{item.metadata['meaning']} [{type_of(item)}]", 44)
-    if script.has_run_directory:
+        default = typed(values[name]) if name in values else "(set by the choice)" if key.choices else "-"
+        if default == "null" and not key.is_nullable:
+            default = "(required)"
+        only = f"; only {section}={', '.join(key.choices)}" if key.choices else ""
+        lines += _row(f"  {name} = {default}", f"{key.meaning} [{expected(key.kind)}{only}]", 44)
+    if has_run_directory(schema):
         lines += ["", "  The run directory, to continue a run or to choose the place:"]
         lines += [f"  hydra.run.dir = {values['hydra.run.dir']}"]
     lines += ["", "WRITING VALUES", *_wrapped(_WRITING)]
@@ -76,25 +75,19 @@ def page(script: Script, config_dir: Path) -> str:
 
 
 def _row(left: str, right: str, column: int) -> list[str]:
-    """A cell and its explanation, which wraps in its own column; a cell that is too wide has a line to itself."""
-    text = textwrap.wrap(right, WIDTH - column)
-    if len(left) >= column:
-        return [left, *(" " * column + line for line in text)]
-    return [left.ljust(column) + (text[0] if text else ""), *(" " * column + line for line in text[1:])]
+    """Wrap an explanation in the column behind a cell."""
+    return textwrap.wrap(right, WIDTH, initial_indent=f"{left}  ".ljust(column), subsequent_indent=" " * column) or [
+        left
+    ]
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(" ".join(text.split()), WIDTH - 2, initial_indent="  ", subsequent_indent="  ")
+    return textwrap.wrap(" ".join(text.split()), WIDTH, initial_indent="  ", subsequent_indent="  ")
 
 
-def _purpose(schema: type, section: str) -> str:
-    kind: Any = schema
+def _purpose(kind: type, section: str) -> str:
+    """Return the first line of a section's docstring; that of the common class where it has several choices."""
     for part in section.split("."):
-        kind = section_of(kind.__dataclass_fields__[part].type)
+        first, *others = sections_of(get_type_hints(kind)[part]).values()
+        kind = next(parent for parent in first.__mro__ if all(issubclass(other, parent) for other in others))
     return (kind.__doc__ or "").splitlines()[0]
-
-
-def _shown(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return '""' if value == "" else str(value)

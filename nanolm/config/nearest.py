@@ -1,11 +1,11 @@
-"""Did you mean …?"""
+"""Find the valid name nearest to a misspelt one."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def did_you_mean(name: str, candidates: Iterable[str], template: str = "{}") -> str:
-    """``"; did you mean …?"`` with the valid name nearest to a misspelt one, or an empty string.
+    """Return ``"; did you mean …?"`` with the valid name nearest to a misspelt one, or an empty string.
 
     A dotted key also matches by its last part, so that ``batch_size`` finds ``trainer.batch_size``.
     """

@@ -1,8 +1,8 @@
-"""Standard output and error as displays: whether someone still looks decides nothing about the work.
+"""Keep a failing standard output or error from ending the work.
 
 A stream may be closed from the start, full, a pipe without a reader, or a terminal that has gone. From its first
-failure on, a display takes what it is given and drops it, which is a note in the log. That holds for whoever writes
-to it: our console, Python's warnings and tracebacks, Hydra, a progress bar of a library.
+failure on, a display drops what is written to it, whoever writes: our console, Python's warnings and tracebacks,
+Hydra, or a progress bar of a library.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Display(io.FileIO):
-    """A file descriptor whose writes never fail; ``error`` is why it shows nothing any more."""
+    """A file descriptor whose writes never fail; ``error`` is the first error, after which it drops all data."""
 
     error: OSError | None = None
 
@@ -33,16 +33,16 @@ class _Display(io.FileIO):
             while self.error is None:
                 if (written := super().write(data)) is not None:
                     return written
-                select.select([], [self], [])  # a full pipe that reports so instead of waiting
+                select.select([], [self], [])  # wait for a full pipe that does not block
         except OSError as error:
             self.error = error
-            logger.info("%s is gone (%s); the work goes on without it", self.title, error.strerror)
+            logger.info("%s is gone (%s); continuing without it", self.title, error.strerror)
         return memoryview(data).nbytes
 
 
 @contextlib.contextmanager
 def displays() -> Iterator[None]:
-    """While this block runs, ``sys.stdout`` and ``sys.stderr`` are displays, unless something else was put there."""
+    """Make displays of ``sys.stdout`` and ``sys.stderr`` while this block runs, unless they were replaced before."""
     if sys.stdin is None:
         os.open(os.devnull, os.O_RDONLY)  # takes the free number 0, which no file of ours should
     before = sys.stdout, sys.stderr
@@ -58,8 +58,8 @@ def displays() -> Iterator[None]:
 
 def _display(stream: TextIO | None, original: TextIO | None, title: str) -> TextIO:
     if stream is None:
-        # Python found the descriptor closed. This takes its number, so that no file of ours is written to for it; it
-        # is not open for writing, so the first write fails and is told as any other.
+        # Python found the descriptor closed. This takes its number, so that no file of ours gets it; it is not open
+        # for writing, so the first write fails and is logged as any other.
         descriptor = os.open(os.devnull, os.O_RDONLY)
     elif stream is original:
         stream.flush()
@@ -75,7 +75,7 @@ def _display(stream: TextIO | None, original: TextIO | None, title: str) -> Text
 
 
 def require_output() -> None:
-    """For a command whose output is its result: raise if it did not arrive. A reader who has seen enough is no error.
+    """Check that all output arrived, for a command whose output is its result; a closed pipe is no error.
 
     Raises:
         StorageError: standard output is closed, full or failing.
@@ -84,4 +84,4 @@ def require_output() -> None:
     display = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     error = display.error if isinstance(display, _Display) else None
     if error is not None and not isinstance(error, BrokenPipeError):
-        raise StorageError(f"standard output: {error.strerror}; it was not written whole")
+        raise StorageError(f"standard output: {error.strerror}; the output is incomplete")

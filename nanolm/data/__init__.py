@@ -3,12 +3,11 @@
 from nanolm.data.corpus import open_corpus
 from nanolm.data.loader import Loader
 from nanolm.data.prepare import prepare
-from nanolm.data.prepared import DocumentIndex, PreparedCorpus, TokenSplit, open_prepared
+from nanolm.data.prepared import PreparedCorpus, TokenSplit, open_prepared
 from nanolm.data.tokenizer import Tokenizer, train_tokenizer
 from nanolm.data.tokenizer_file import load_tokenizer
 
 __all__ = [
-    "DocumentIndex",
     "Loader",
     "PreparedCorpus",
     "TokenSplit",

@@ -1,7 +1,5 @@
 """Corpora in local files: plain text, JSON lines, Parquet."""
 
-import contextlib
-import difflib
 import functools
 import glob
 import gzip
@@ -9,61 +7,42 @@ import itertools
 import json
 import os
 import zlib
-from abc import ABC, abstractmethod
-from codecs import BOM_UTF8, utf_8_decode
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from io import BufferedIOBase
+from abc import abstractmethod
+from codecs import utf_8_decode
+from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from nanolm.config.schema import DataConfig
-from nanolm.data.corpus import Document
-from nanolm.data.encoding import HEAD_BYTES, unmarked_wide_encoding, what_to_do
+from nanolm.config.schema import JsonlConfig, LocalConfig, ParquetConfig
+from nanolm.data.documents import Corpus, Document, missing_column, readable, shown, text_of
+from nanolm.data.encoding import HEAD_BYTES, not_utf8, unmarked_wide_encoding, what_to_do
 from nanolm.errors import DataError
 from nanolm.files import glob_paths, sha256_of
-
-if TYPE_CHECKING:
-    from pyarrow import DataType, Scalar
-    from pyarrow.parquet import ParquetFile
 
 BLOCK_BYTES = 1 << 20
 ROWS_PER_BATCH = 256
 
 
-def open_local_corpus(config: DataConfig) -> "LocalCorpus":
-    """The files that ``data.path`` names, as data=text, jsonl or parquet reads them.
+def find_files(pattern: str) -> list[Path]:
+    """Find the file or the files of a glob, sorted by name; each once, however many links lead to it.
 
     Raises:
-        DataError: there are none, or they are empty or cannot be read.
+        DataError: there is none, or it is a folder, a pipe or a device.
     """
-    kinds: dict[str, Callable[[DataConfig], LocalCorpus]]
-    kinds = {"text": TextCorpus, "jsonl": JsonLinesCorpus, "parquet": ParquetCorpus}
-    return kinds[config.name](config)
-
-
-def find_files(config: DataConfig) -> list[Path]:
-    """The file, or the files of the glob, ``data.path``, sorted by name; each once, however many links lead to it."""
-    if not config.path:
-        raise DataError(f"data.path: data={config.name} needs it; give data.path=FILE or a glob in quotes")
-    path = Path(config.path).expanduser()
-    if path.is_dir():
-        raise DataError(f"data.path: {path} is a folder; name a file in it, or a glob such as '{path}/*.txt'")
+    path = Path(pattern).expanduser()
     if path.is_file():
         return [path]
-    if glob.has_magic(str(path)):
+    if not path.exists() and glob.has_magic(str(path)):
         if files := _distinct(file for file in glob_paths(path) if os.path.isfile(file)):
             return files
         raise DataError(f"data.path: no file matches {path} (from the folder {Path.cwd()})")
-    if path.exists():
-        raise DataError(f"data.path: {path} is not a regular file; copy it into one")
-    nearest = difflib.get_close_matches(path.name, os.listdir(path.parent), 1) if path.parent.is_dir() else []
-    hint = f"; did you mean {path.parent / nearest[0]}?" if nearest else f" (from the folder {Path.cwd()})"
-    raise DataError(f"data.path: there is no file {path}{hint}")
+    found = "a folder" if path.is_dir() else "a pipe or device" if path.exists() else "no such file"
+    raise DataError(f"data.path: expected a file, or a glob such as '*.txt', found {found}: {path}")
 
 
 def _distinct(files: Iterable[Path]) -> list[Path]:
-    """Each file once, sorted by name; of several links to one, symbolic or hard, a name that is none, or the first."""
+    """Keep one name of each file, a name that is no symbolic link if there is one, and sort by name."""
     real = {file: os.path.realpath(file) for file in files}
     found: dict[Any, Path] = {}
     for file in sorted(real, key=lambda file: (real[file] != os.path.abspath(file), str(file))):
@@ -72,98 +51,65 @@ def _distinct(files: Iterable[Path]) -> list[Path]:
     return sorted(found.values(), key=str)
 
 
-def cannot_read(path: Path, error: Exception) -> DataError:
-    """The error for a file that the system will not give us."""
-    return DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+class _File(NamedTuple):
+    sha256: str
+    size: int
+    modified: int
+    num_documents: int
 
 
-def not_utf8(path: Path, offset: int, byte: int, head: bytes) -> DataError:
-    """The error for a byte that is not UTF-8, in a file that begins with ``head``."""
-    return DataError(
-        f"{path}: expected UTF-8 text, found the byte 0x{byte:02x} at offset {offset:,}. {what_to_do(head)}"
-    )
-
-
-def refuse_wide(path: Path, head: bytes) -> None:
-    """Raise DataError for text in UTF-16 or UTF-32 that would pass for UTF-8 with many NUL characters."""
-    if wide := unmarked_wide_encoding(head):
-        raise DataError(f"{path}: expected UTF-8 text, found {wide} without a byte order mark. {what_to_do(head)}")
-
-
-class LocalCorpus(ABC):
+class LocalCorpus(Corpus):
     """Files in the order of their names; the documents of each in the order in which they stand there."""
 
-    def __init__(self, config: DataConfig):
+    def __init__(self, config: LocalConfig):
         self.config = config
-        self.paths = find_files(config)
+        self.paths = find_files(config.path)
 
     @abstractmethod
     def count(self, path: Path) -> int:
-        """Number of documents in a file, those without text included."""
+        """Count the documents in a file, those without text included."""
 
     @abstractmethod
     def read(self, path: Path) -> Iterator[Document]:
-        """The documents of a file."""
+        """Read the documents of a file."""
 
     @functools.cached_property
-    def _survey(self) -> dict[Path, "_File"]:
-        """What identifies the files, and when they were last written; reads all of them once."""
+    def _files(self) -> dict[Path, _File]:
+        """Read all files once for their hashes and counts."""
         files = {}
         for path in self.paths:
-            try:
-                status = path.stat()
-                sha256 = sha256_of(path)
-            except OSError as error:
-                raise cannot_read(path, error) from error
-            files[path] = _File(path.name, status.st_size, sha256, status.st_mtime_ns, self.count(path))
+            with readable(path, OSError):
+                status, sha256 = path.stat(), sha256_of(path)
+            files[path] = _File(sha256, status.st_size, status.st_mtime_ns, self.count(path))
         if not any(file.size and file.num_documents for file in files.values()):
-            names = ", ".join(map(str, self.paths[:3])) + (", …" if len(self.paths) > 3 else "")
-            raise DataError(f"data={self.config.name}: {names}: empty; a corpus needs text to train on")
+            names = ", ".join(map(str, self.paths[:3]))
+            raise DataError(f"data={self.config.name}: {names}: empty; a corpus needs text")
         return files
 
     def identity(self) -> dict[str, Any]:
-        return {"files": [[file.sha256, file.size] for file in self._survey.values()]}
+        return {"files": [[file.sha256, file.size] for file in self._files.values()]}
 
     def source(self) -> dict[str, Any]:
-        return {
-            "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in self._survey.values()]
-        }
+        files = self._files.items()
+        return {"files": [{"name": path.name, "size": file.size, "sha256": file.sha256} for path, file in files]}
 
     def num_bytes(self) -> int | None:
-        """The size of the files, where that is about the size of their text; unpacked, they are of any size."""
-        if self.config.max_documents is not None or not all(map(self.is_plain, self.paths)):
+        if self.config.max_documents is not None or any(path.suffix == ".gz" for path in self.paths):
             return None
-        return sum(file.size for file in self._survey.values())
-
-    def is_plain(self, path: Path) -> bool:
-        """Whether a file holds its text as it is, neither compressed nor encoded in columns."""
-        return True
+        return sum(file.size for file in self._files.values())
 
     def num_undecided(self) -> int:
-        count = sum(file.num_documents for file in self._survey.values())
+        count = sum(file.num_documents for file in self._files.values())
         return min(count, self.config.max_documents or count)
 
     def documents(self) -> Iterator[Document]:
-        everything = itertools.chain.from_iterable(map(self.read, self.paths))
-        return itertools.islice(everything, self.config.max_documents)
-
-    def check_unchanged(self) -> None:
-        for path, file in self._survey.items():
-            try:
+        everything = itertools.chain.from_iterable(map(self.read, self._files))
+        yield from itertools.islice(everything, self.config.max_documents)
+        for path, file in self._files.items():
+            with readable(path, OSError):
                 status = path.stat()
-            except OSError as error:
-                raise cannot_read(path, error) from error
-            if (status.st_size, status.st_mtime_ns) != (file.size, file.written):
+            if (status.st_size, status.st_mtime_ns) != (file.size, file.modified):
                 raise DataError(f"{path}: changed while it was read; run the command again when it is whole")
-
-
-@dataclass(frozen=True)
-class _File:
-    name: str
-    size: int
-    sha256: str
-    written: int
-    num_documents: int
 
 
 class TextCorpus(LocalCorpus):
@@ -173,177 +119,103 @@ class TextCorpus(LocalCorpus):
         return 1
 
     def read(self, path: Path) -> Iterator[Document]:
-        yield Document(str(path), _decoded(path), sha256=self._survey[path].sha256)
+        yield Document(str(path), _blocks(path), sha256=self._files[path].sha256)
 
 
-def _decoded(path: Path) -> Iterator[str]:
-    """A file's text, block by block; its bytes are those of the file."""
+def _blocks(path: Path) -> Iterator[str]:
+    """Read a file's text exactly, block by block."""
     offset, rest = 0, b""
-    try:
-        with open(path, "rb") as file:
-            refuse_wide(path, head := file.read(HEAD_BYTES))
-            file.seek(0)
-            while True:
-                block = file.read(BLOCK_BYTES)
-                data = rest + block
-                try:
-                    text, consumed = utf_8_decode(data, "strict", not block)
-                except UnicodeDecodeError as error:
-                    raise not_utf8(path, offset + error.start, data[error.start], head) from None
-                offset += consumed
-                rest = data[consumed:]
-                if text:
-                    yield text
-                if not block:
-                    return
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    with readable(path, OSError), open(path, "rb") as file:
+        advice = _checked_head(path, file)
+        while True:
+            block = file.read(BLOCK_BYTES)
+            data = rest + block
+            try:
+                text, consumed = utf_8_decode(data, "strict", not block)
+            except UnicodeDecodeError as error:
+                raise not_utf8(path, error, offset, advice) from None
+            yield text
+            if not block:
+                return
+            offset += consumed
+            rest = data[consumed:]
 
 
-def checked_text(value: Any, place: str, column: str) -> str:
-    """A document's text from a field or column; bytes are its UTF-8, as some writers of Parquet store it.
-
-    Raises:
-        DataError: it is no text, is not UTF-8, or holds half of a surrogate pair, which UTF-8 cannot express.
-    """
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _not_utf8_value(place, error) from None
-    if not isinstance(value, str):
-        found = "nothing (null)" if value is None else f"{type(value).__name__} {_as_json(value)}"
-        raise DataError(f"{place}: expected text under {column!r}, found {found}; repair or remove the document")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{place}: the text under {column!r} holds half of a surrogate pair (U+{ord(value[error.start]):04X}) at "
-            f"character {error.start:,}, which UTF-8 cannot express; repair or remove the document"
-        ) from None
-    return value
-
-
-def _as_json(value: Any) -> str:
-    """What the beginning of a value looks like in the user's file."""
-    return f"{json.dumps(value, ensure_ascii=False, default=str):.40}"
-
-
-def missing_column(place: str, column: str, columns: list[str]) -> DataError:
-    """The error for a document or file that lacks ``data.text_column``."""
-    nearest = difflib.get_close_matches(column, columns, 1)
-    hint = (
-        f"; did you mean data.text_column={nearest[0]}?" if nearest else "; set data.text_column to the one with text"
-    )
-    return DataError(
-        f"{place}: there is no {column!r}, only {', '.join(map(repr, columns)) or 'no field at all'}{hint}"
-    )
+def _checked_head(path: Path, file: BufferedReader | gzip.GzipFile) -> str:
+    """Say what to do if the file turns out not to be UTF-8; raise a DataError if it is UTF-16 or UTF-32 for sure."""
+    head = file.peek(HEAD_BYTES)[:HEAD_BYTES]
+    if wide := unmarked_wide_encoding(head):
+        raise DataError(f"{path}: expected UTF-8 text, found {wide} without a byte order mark. {what_to_do(head)}")
+    return what_to_do(head)
 
 
 class JsonLinesCorpus(LocalCorpus):
     """Each line is one JSON object, whose field ``data.text_column`` is a document; ``.gz`` is unpacked."""
 
+    config: JsonlConfig
+
     def count(self, path: Path) -> int:
         return sum(1 for _ in self._lines(path))
 
-    def is_plain(self, path: Path) -> bool:
-        return not _is_packed(path)
-
-    def _lines(self, path: Path) -> Iterator[tuple[int, int, bytes]]:
-        """Number, offset in bytes, and content of each line that is not blank."""
-        try:
-            with _open_packed(path) as file:
-                refuse_wide(path, file.read(HEAD_BYTES))
-                file.seek(0)
-                offset = 0
-                for number, line in enumerate(file, 1):
-                    mark = len(BOM_UTF8) if number == 1 and line.startswith(BOM_UTF8) else 0
-                    if line[mark:].strip():
-                        yield number, offset + mark, line[mark:]
-                    offset += len(line)
-        except (OSError, EOFError, zlib.error) as error:
-            raise cannot_read(path, error) from error
+    def _lines(self, path: Path) -> Iterator[tuple[str, str]]:
+        """Read the place and content of each line that is not blank."""
+        with (
+            readable(path, OSError, EOFError, zlib.error),
+            gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file,
+        ):
+            advice, offset = _checked_head(path, file), 0
+            for number, line in enumerate(file, 1):
+                try:
+                    text = line.decode().removeprefix("\ufeff" if number == 1 else "")
+                except UnicodeDecodeError as error:
+                    raise not_utf8(path, error, offset, advice) from None
+                offset += len(line)
+                if text.strip(" \t\r\n"):
+                    yield f"{path}, line {number:,}", text
 
     def read(self, path: Path) -> Iterator[Document]:
-        column = self.config.text_column
-        for number, offset, line in self._lines(path):
-            place = f"{path}, line {number:,}"
+        for place, line in self._lines(path):
             try:
-                content = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                with _open_packed(path) as file:
-                    head = file.read(HEAD_BYTES)
-                raise not_utf8(path, offset + error.start, line[error.start], head) from None
+                content = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{place}: expected one JSON object, found {line[:40]!r}: {error}") from None
             if not isinstance(content, dict):
-                raise DataError(f"{place}: expected a JSON object, found {_as_json(content)}")
-            if column not in content:
-                raise missing_column(place, column, list(content))
-            yield Document(place, (checked_text(content[column], place, column),))
-
-
-def _is_packed(path: Path) -> bool:
-    return path.suffix == ".gz"
-
-
-def _open_packed(path: Path) -> BufferedIOBase:
-    return gzip.open(path) if _is_packed(path) else open(path, "rb")
+                raise DataError(f"{place}: expected a JSON object, found {shown(content)}")
+            yield Document(place, (text_of(content, self.config.text_column, place),))
 
 
 class ParquetCorpus(LocalCorpus):
     """Each row is one document, in the column ``data.text_column``."""
 
+    config: ParquetConfig
+
     def count(self, path: Path) -> int:
-        with _parquet(path) as file:
-            if self.config.text_column not in file.schema_arrow.names:
-                raise missing_column(str(path), self.config.text_column, file.schema_arrow.names)
-            if not _may_be_text(kind := file.schema_arrow.field(self.config.text_column).type):
-                raise DataError(
-                    f"{path}: expected text in the column {self.config.text_column!r}, found {kind}; set "
-                    f"data.text_column to another one of {', '.join(map(repr, file.schema_arrow.names))}"
-                )
+        from pyarrow import ArrowException, ArrowNotImplementedError, large_binary, nulls
+        from pyarrow.parquet import ParquetFile
+
+        column = self.config.text_column
+        with readable(path, ArrowException, OSError), ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                raise missing_column(str(path), column, file.schema_arrow.names)
+            kind = file.schema_arrow.field(column).type
+            try:
+                nulls(0, kind).cast(large_binary())
+            except ArrowNotImplementedError:
+                raise DataError(f"{path}: expected text under {column!r}, found {kind}; set data.text_column") from None
             return int(file.metadata.num_rows)
 
-    def is_plain(self, path: Path) -> bool:
-        return False
+    def num_bytes(self) -> None:
+        return None  # compressed text may be several times as large as its file
 
     def read(self, path: Path) -> Iterator[Document]:
+        from pyarrow import ArrowException, large_binary
+        from pyarrow.parquet import ParquetFile
+
         column, number = self.config.text_column, 0
-        with _parquet(path) as file:
+        with readable(path, ArrowException, OSError), ParquetFile(path) as file:
             for batch in file.iter_batches(ROWS_PER_BATCH, columns=[column]):
-                for value in batch.column(0):
+                # As bytes, which Arrow has not checked: bytes that are not UTF-8 are refused with their row.
+                for value in batch.column(0).cast(large_binary()).to_pylist():
                     number += 1
                     place = f"{path}, row {number:,}"
-                    yield Document(place, (checked_text(_python_value(value, place), place, column),))
-
-
-@contextlib.contextmanager
-def _parquet(path: Path) -> "Iterator[ParquetFile]":
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(path) as file:
-            yield file
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
-
-
-def _python_value(value: "Scalar", place: str) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:
-        raise _not_utf8_value(place, error) from None
-
-
-def _may_be_text(kind: "DataType") -> bool:
-    from pyarrow import types
-
-    return not (types.is_primitive(kind) or types.is_decimal(kind) or types.is_nested(kind))
-
-
-def _not_utf8_value(place: str, error: UnicodeDecodeError) -> DataError:
-    return DataError(
-        f"{place}: expected UTF-8 text, found the byte 0x{error.object[error.start]:02x}; repair or remove the document"
-    )
+                    yield Document(place, (text_of({column: value}, column, place),))

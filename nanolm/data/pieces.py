@@ -7,50 +7,40 @@ tokens of the document. Only a stretch of more than ``PIECE_CHARACTERS`` without
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from nanolm.data.splits import SplitDocument
+from nanolm.data.documents import Document
 
 PIECE_CHARACTERS = 1 << 16
 
 _WORD_END = re.compile(r"\S[ \n]")
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A stretch of a document.
 
     Args:
-        split: the split of the document.
+        document: the document, or the part of one, that it belongs to; its chunks are read.
         text: the piece's text; empty only for a document without text.
-        ends_document: whether the document ends here.
-        place: where the document stands, for messages.
-        offset: characters of the document before this piece.
+        offset: characters of the whole document before this piece.
+        is_last: whether the document ends here.
     """
 
-    split: str
+    document: Document
     text: str
-    ends_document: bool
-    place: str
     offset: int
+    is_last: bool
 
 
-def pieces(documents: Iterable[SplitDocument], limit: int = PIECE_CHARACTERS) -> Iterator[Piece]:
-    """The documents in pieces of fewer than ``2 * limit`` characters, which depend on the text alone."""
-    for item in documents:
-        offset = item.offset
-        for text, is_last in _cut(item.document.chunks, limit):
-            yield Piece(item.split, text, is_last, item.document.place, offset)
-            offset += len(text)
-
-
-def _cut(chunks: Iterable[str], limit: int) -> Iterator[tuple[str, bool]]:
-    buffer, start = "", 0
-    for chunk in chunks:
-        buffer, start = buffer[start:] + chunk, 0
-        while len(buffer) - start >= 2 * limit:
-            match = _WORD_END.search(buffer, start + limit - 1, start + 2 * limit)
-            end = match.end() - 1 if match else start + limit
-            yield buffer[start:end], False
-            start = end
-    yield buffer[start:], True
+def pieces(documents: Iterable[Document], limit: int = PIECE_CHARACTERS) -> Iterator[Piece]:
+    """Cut documents into pieces of fewer than ``2 * limit`` characters, which depend on the text alone."""
+    for document in documents:
+        buffer, start, offset = "", 0, document.offset
+        for chunk in document.chunks:
+            buffer, offset, start = buffer[start:] + chunk, offset + start, 0
+            while len(buffer) - start >= 2 * limit:
+                match = _WORD_END.search(buffer, start + limit - 1, start + 2 * limit)
+                end = match.end() - 1 if match else start + limit
+                yield Piece(document, buffer[start:end], offset + start, False)
+                start = end
+        yield Piece(document, buffer[start:], offset + start, True)

@@ -1,4 +1,4 @@
-"""Prepared corpora: shards of token ids on the disk, read at any place.
+"""Prepared corpora: shards of token ids on the disk, read at any position.
 
 A folder holds ``manifest.json``, ``tokenizer.json`` and, for each split, shards ``<split>-00000.bin`` of little-endian
 uint16 or uint32 ids and ``<split>-documents.bin``, two little-endian int64 for each document: its tokens, end-of-text
@@ -11,28 +11,90 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, Field, model_validator
 
+from nanolm.data.shards import DOCUMENT_TYPE
 from nanolm.data.splits import ALL, SPLITS
 from nanolm.data.tokenizer import Tokenizer
 from nanolm.data.tokenizer_file import load_tokenizer
-from nanolm.errors import DataError
-from nanolm.files import check_file_table, parse_json, why_no_file
+from nanolm.errors import DataError, sentence
+from nanolm.files import FileEntry, check_file_table, read_record
 
 FORMAT = "nanolm prepared corpus"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 ID_TYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-DOCUMENT_TYPE = np.dtype("<i8")
-_VERIFIED_IDS = 1 << 22
+_IDS_PER_CHECK = 1 << 22
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
-@dataclass(frozen=True)
-class DocumentIndex:
-    """Where the documents of a split lie; int64 arrays with one entry for each document.
+class TokenizerEntry(BaseModel, frozen=True, extra="forbid"):
+    """The tokenizer in a manifest."""
+
+    name: str
+    vocab_size: Count
+
+
+class SplitEntry(BaseModel, frozen=True, extra="forbid"):
+    """A split in a manifest: its targets, documents and UTF-8 bytes, and its files."""
+
+    num_tokens: Count
+    num_documents: Count
+    num_bytes: Count
+    shards: tuple[str, ...]
+    documents: str
+
+
+class Manifest(BaseModel, frozen=True, extra="forbid"):
+    """The content of ``manifest.json``: consistent in itself, but not yet compared with the files."""
+
+    format: Literal["nanolm prepared corpus"]
+    format_version: Literal[1]
+    corpus: str
+    source: dict[str, Any]
+    split_settings: dict[str, Any]
+    settings: str
+    tokenizer: TokenizerEntry
+    id_type: Literal["uint16", "uint32"]
+    num_empty_documents: Count
+    splits: dict[str, SplitEntry]
+    files: dict[str, FileEntry]
+    fingerprint: str
+
+    @model_validator(mode="after")
+    def _check(self) -> "Manifest":
+        if self.fingerprint != fingerprint_of(self.model_dump()):
+            raise ValueError("expected content that matches its fingerprint")
+        if not set(SPLITS) >= self.splits.keys() or not {"train", ALL} & self.splits.keys():
+            raise ValueError(f"expected splits among {', '.join(SPLITS)}, and train or {ALL} among them")
+        sizes = {name: entry["size"] for name, entry in self.files.items()}
+        named = [file for split in self.splits.values() for file in (*split.shards, split.documents)]
+        if not sizes.keys() >= {TOKENIZER, *named}:
+            raise ValueError(f"expected {TOKENIZER} and the files of every split among the files")
+        id_size = ID_TYPES[self.id_type].itemsize
+        for name, split in self.splits.items():
+            if not split.num_documents or sizes[split.documents] != 2 * DOCUMENT_TYPE.itemsize * split.num_documents:
+                raise ValueError(f"expected {split.documents} of the size of {split.num_documents:,} documents")
+            if odd := [shard for shard in split.shards if not sizes[shard] or sizes[shard] % id_size]:
+                raise ValueError(f"expected a whole number of {self.id_type} ids in {odd[0]}")
+            if sum(sizes[shard] for shard in split.shards) != (split.num_tokens + 1) * id_size:
+                raise ValueError(f"expected {split.num_tokens:,} tokens in the shards of the split {name}")
+        return self
+
+
+def fingerprint_of(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of JSON content, without its own ``fingerprint``."""
+    content = {key: value for key, value in content.items() if key != "fingerprint"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class DocumentIndex(NamedTuple):
+    """The documents of a split, as int64 arrays with one entry for each.
 
     Args:
         first_target: number of its first target in the split.
@@ -59,106 +121,87 @@ class TokenSplit:
         bytes_of_id: (V,) UTF-8 bytes of text that each id stands for.
     """
 
-    def __init__(self, folder: Path, name: str, entry: dict[str, Any], id_type: np.dtype[Any], bytes_of_id: np.ndarray):
+    def __init__(self, folder: Path, name: str, entry: SplitEntry, id_type: np.dtype[Any], bytes_of_id: np.ndarray):
         self.name = name
         self.bytes_of_id = bytes_of_id
-        self.num_tokens: int = entry["num_tokens"]
-        self.num_documents: int = entry["num_documents"]
-        self.num_bytes: int = entry["num_bytes"]
-        self.shards = [folder / shard for shard in entry["shards"]]
-        self._documents_file = folder / entry["documents"]
+        self.num_tokens = entry.num_tokens
+        self.num_documents = entry.num_documents
+        self.num_bytes = entry.num_bytes
+        self.shards = [folder / shard for shard in entry.shards]
+        self._documents_file = folder / entry.documents
         # Plain arrays over the mapped memory: a memmap object costs microseconds at every slice.
         self._ids = [np.asarray(np.memmap(shard, dtype=id_type, mode="r")) for shard in self.shards]
         self._starts = np.cumsum([0, *map(len, self._ids)])
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """The stored ids [start, start + length), int64, across shards."""
+        """Read the stored ids [start, start + length), int64, across shards."""
         assert start >= 0, start
         assert start + length <= self.num_tokens + 1, (start, length)
         ids = np.empty(length, dtype=np.int64)
         filled = 0
-        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
         while filled < length:
-            first = start + filled - int(self._starts[shard])
+            shard, first = self._place(start + filled)
             part = self._ids[shard][first : first + length - filled]
             ids[filled : filled + len(part)] = part
             filled += len(part)
-            shard += 1
         return ids
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Find the shard of a stored id, and its offset there."""
+        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return shard, number - int(self._starts[shard])
 
     @functools.cached_property
     def documents(self) -> DocumentIndex:
-        """The documents of the split, in the order of the stream."""
-        table = np.fromfile(self._documents_file, dtype=DOCUMENT_TYPE).reshape(-1, 2).astype(np.int64)
-        num_tokens, num_bytes = np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1])
-        return DocumentIndex(np.cumsum(num_tokens) - num_tokens, num_tokens, num_bytes)
+        """Read the index of the documents, in the order of the stream."""
+        num_tokens, num_bytes = np.fromfile(self._documents_file, dtype=DOCUMENT_TYPE).astype(np.int64).reshape(-1, 2).T
+        return DocumentIndex(np.cumsum(num_tokens) - num_tokens, num_tokens.copy(), num_bytes.copy())
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Compare every id and the document index with the tokenizer and the counts.
-
-        Raises:
-            DataError: naming the shard and the offset.
-        """
+        """Compare every id and the document index with tokenizer and counts; raise DataError if they disagree."""
         ends = []
         for path, ids, first in zip(self.shards, self._ids, self._starts.tolist(), strict=False):
-            for start in range(0, len(ids), _VERIFIED_IDS):
-                block = ids[start : start + _VERIFIED_IDS]
+            for start in range(0, len(ids), _IDS_PER_CHECK):
+                block = ids[start : start + _IDS_PER_CHECK]
                 if int(block.max()) >= tokenizer.vocab_size:
                     offset = start + int(np.argmax(block >= tokenizer.vocab_size))
                     raise DataError(
-                        f"{path}: id {ids[offset]} at offset {offset:,} (byte {offset * ids.itemsize:,}) is outside "
-                        f"the vocabulary of {tokenizer.vocab_size:,}. {_AGAIN}"
+                        f"{path}: expected ids in the vocabulary of {tokenizer.vocab_size:,}, found {ids[offset]} at "
+                        f"offset {offset:,} (byte {offset * ids.itemsize:,})"
                     )
                 ends.append(np.flatnonzero(block == tokenizer.end_of_text_id) + first + start)
-        documents = self.documents
+        documents = self.documents  # target i is id i + 1 of the stream, so a document ends at this id
         self._check_ends(np.concatenate(ends), np.concatenate([[0], documents.first_target + documents.num_tokens]))
         if documents.num_bytes.min() <= 0 or documents.num_bytes.sum() != self.num_bytes:
-            raise DataError(
-                f"{self._documents_file}: does not agree with the {self.num_bytes:,} bytes of text that {MANIFEST} "
-                f"counts. {_AGAIN}"
-            )
+            found = documents.num_bytes.sum()
+            raise DataError(f"{self._documents_file}: expected {self.num_bytes:,} bytes of text, found {found:,}")
 
     def _check_ends(self, found: np.ndarray, expected: np.ndarray) -> None:
-        """Compare the places of the end-of-texts with those that follow from the document index."""
+        """Compare the positions of the end-of-texts with those that follow from the document index."""
         if np.array_equal(found, expected):
             return
-        both = min(len(found), len(expected))
-        first = int(np.argmin(np.append(found[:both] == expected[:both], False)))
-        missing = first == len(found) or (first < both and expected[first] < found[first])
-        place = min(max(0, int((expected if missing else found)[first])), self.num_tokens)
-        shard = int(np.searchsorted(self._starts, place, side="right")) - 1
-        offset = place - int(self._starts[shard])
-        what = "should be an end-of-text and is none" if missing else "should not be an end-of-text and is one"
+        wrong = np.setxor1d(found, expected)  # empty if the only fault is a document of no tokens
+        number = min(max(0, int(wrong[0])), self.num_tokens) if len(wrong) else 0
+        shard, offset = self._place(number)
         raise DataError(
             f"{self._documents_file}: does not agree with {self.shards[shard]}, whose id at offset {offset:,} (byte "
-            f"{offset * self._ids[shard].itemsize:,}) {what}. {_AGAIN}"
+            f"{offset * self._ids[shard].itemsize:,}) is {'' if number in found else 'not '}an end-of-text"
         )
 
 
-_AGAIN = "Delete the folder and tokenize again."
-
-
+@dataclass(frozen=True)
 class PreparedCorpus:
-    """A tokenized corpus. Made by ``open_prepared``.
+    """A tokenized corpus, made by ``open_prepared``; ``splits`` holds those that have documents, by name."""
 
-    Attributes:
-        folder: where it lies.
-        manifest: the content of ``manifest.json``.
-        fingerprint: sha256 of the manifest: equal for two corpora with the same text, splits and tokenizer.
-        tokenizer: the tokenizer of its ids.
-        splits: the splits by name; a split without documents is not there.
-    """
+    folder: Path
+    manifest: Manifest
+    tokenizer: Tokenizer
+    splits: dict[str, TokenSplit]
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]):
-        self.folder = folder
-        self.manifest = manifest
-        self.fingerprint: str = manifest["fingerprint"]
-        self.tokenizer = load_tokenizer(folder / TOKENIZER)
-        id_type = ID_TYPES[manifest["id_type"]]
-        self.splits = {
-            name: TokenSplit(folder, name, entry, id_type, self.tokenizer.num_bytes)
-            for name, entry in manifest["splits"].items()
-        }
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 that is equal for two corpora with the same text, splits and tokenizer."""
+        return self.manifest.fingerprint
 
 
 def open_prepared(folder: Path, verify: bool = True) -> PreparedCorpus:
@@ -166,108 +209,27 @@ def open_prepared(folder: Path, verify: bool = True) -> PreparedCorpus:
 
     Args:
         folder: what ``prepare`` returned.
-        verify: compare the sha256 of every file, every id and the document index as well; reads all of it once.
-            Without it, the manifest, the names and the sizes of the files are checked.
+        verify: read all of it once to check the sha256 of every file, every id and the document index, beyond the
+            manifest and the names and sizes of the files.
 
     Raises:
         DataError: it is missing or damaged; the message names the file, and the offset where one is known.
     """
     folder = Path(folder)
-    manifest = _Manifest(folder).checked()
-    if verify:
-        check_file_table(folder, manifest["files"], DataError)
-    corpus = PreparedCorpus(folder, manifest)
-    if corpus.tokenizer.vocab_size != manifest["tokenizer"]["vocab_size"]:
-        raise DataError(f"{folder / TOKENIZER}: its vocabulary is not of the size that the manifest says. {_AGAIN}")
-    if verify:
-        for split in corpus.splits.values():
-            split.check(corpus.tokenizer)
-    return corpus
-
-
-def fingerprint_of(manifest: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's content without its own fingerprint."""
-    content = {key: value for key, value in manifest.items() if key != "fingerprint"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
-
-
-class _Manifest:
-    """A manifest.json that may be damaged, or made by a stranger."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.path = folder / MANIFEST
-
-    def refuse(self, reason: str) -> NoReturn:
-        raise DataError(f"{self.path}: {reason}. {_AGAIN}")
-
-    def get(self, mapping: Any, name: str, kind: type) -> Any:
-        value: Any = mapping.get(name) if isinstance(mapping, dict) else None
-        if type(value) is not kind:
-            self.refuse(f"expected a {kind.__name__} under {name!r}, found {value!r:.60}")
-        return value
-
-    def number(self, mapping: Any, name: str) -> int:
-        value: int = self.get(mapping, name, int)
-        if value < 0:
-            self.refuse(f"expected a number of at least 0 under {name!r}, found {value}")
-        return value
-
-    def checked(self) -> dict[str, Any]:
-        if not os.path.lexists(self.path):
-            raise DataError(f"{self.folder}: not a prepared corpus: it has no {MANIFEST}; tokenize first")
-        if why_no_file(self.path):
-            self.refuse("expected a file, found a link or something else")
-        try:
-            manifest = parse_json(self.path.read_bytes())
-        except OSError as error:
-            self.refuse(f"cannot be read: {error.strerror}")
-        except ValueError as error:
-            self.refuse(f"is not JSON: {error}")
-        if self.get(manifest, "format", str) != FORMAT:
-            self.refuse(f"expected the format {FORMAT!r}, found {manifest['format']!r:.60}")
-        if self.number(manifest, "format_version") != FORMAT_VERSION:
-            self.refuse(f"expected format version {FORMAT_VERSION}, found {manifest['format_version']}")
-        if self.get(manifest, "fingerprint", str) != fingerprint_of(manifest):
-            self.refuse("its content is not the one that its fingerprint was made of: the file is damaged")
-        if self.get(manifest, "id_type", str) not in ID_TYPES:
-            self.refuse(f"expected id_type uint16 or uint32, found {manifest['id_type']!r:.60}")
-        self.number(self.get(manifest, "tokenizer", dict), "vocab_size")
-        self.check_files(self.get(manifest, "files", dict))
-        for name, entry in self.get(manifest, "splits", dict).items():
-            self.check_split(name, entry, manifest)
-        if not {"train", ALL} & manifest["splits"].keys():
-            self.refuse("there is no train split")
-        return manifest  # type: ignore[no-any-return]
-
-    def check_files(self, files: dict[str, Any]) -> None:
-        for name, entry in files.items():
-            if os.path.basename(name) != name or name in ("", ".", ".."):
-                self.refuse(f"{name!r:.60} is not the plain name of a file in its folder")
-            size = self.number(entry, "size")
-            self.get(entry, "sha256", str)
-            path = self.folder / name
-            if reason := why_no_file(path):
-                raise DataError(f"{path}: {reason}. {_AGAIN}")
-            if path.stat().st_size != size:
-                raise DataError(f"{path}: expected {size:,} bytes, found {path.stat().st_size:,}. {_AGAIN}")
-        if TOKENIZER not in files:
-            self.refuse(f"{TOKENIZER} is not among its files")
-
-    def check_split(self, name: str, entry: Any, manifest: dict[str, Any]) -> None:
-        if name not in SPLITS:
-            self.refuse(f"expected splits among {', '.join(SPLITS)}, found {name!r:.60}")
-        num_tokens, num_documents = self.number(entry, "num_tokens"), self.number(entry, "num_documents")
-        self.number(entry, "num_bytes")
-        shards, documents = self.get(entry, "shards", list), self.get(entry, "documents", str)
-        for file in (*shards, documents):
-            if type(file) is not str or file not in manifest["files"]:
-                self.refuse(f"split {name}: {file!r:.60} is not among its files")
-        if not num_documents or manifest["files"][documents]["size"] != 2 * DOCUMENT_TYPE.itemsize * num_documents:
-            self.refuse(f"{documents} is not of the size of {num_documents:,} documents")
-        id_size = ID_TYPES[manifest["id_type"]].itemsize
-        for shard in shards:
-            if not manifest["files"][shard]["size"] or manifest["files"][shard]["size"] % id_size:
-                raise DataError(f"{self.folder / shard}: not a whole number of {manifest['id_type']} ids. {_AGAIN}")
-        if sum(manifest["files"][shard]["size"] for shard in shards) != (num_tokens + 1) * id_size:
-            self.refuse(f"the shards of split {name} do not hold {num_tokens:,} tokens")
+    if not os.path.lexists(folder / MANIFEST):
+        raise DataError(f"{folder}: expected a prepared corpus, found no {MANIFEST}; tokenize first")
+    try:
+        manifest = read_record(folder / MANIFEST, Manifest, DataError)
+        check_file_table(folder, manifest.files, DataError, hashes=verify)
+        tokenizer = load_tokenizer(folder / TOKENIZER)
+        if tokenizer.vocab_size != manifest.tokenizer.vocab_size:
+            raise DataError(f"{folder / TOKENIZER}: its vocabulary does not have the size that {MANIFEST} gives")
+        splits = {
+            name: TokenSplit(folder, name, entry, ID_TYPES[manifest.id_type], tokenizer.num_bytes)
+            for name, entry in manifest.splits.items()
+        }
+        for split in splits.values() if verify else ():
+            split.check(tokenizer)
+    except DataError as error:
+        raise DataError(f"{sentence(error)} Delete the folder and tokenize again.") from None
+    return PreparedCorpus(folder, manifest, tokenizer, splits)

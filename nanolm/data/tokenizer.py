@@ -1,15 +1,14 @@
 """Text to token ids and back: byte-level BPE, bytes, and characters.
 
-All three are kept as a ``tokenizer.json`` in the format of Hugging Face's ``tokenizers``, with one added token,
+All three are stored as a ``tokenizer.json`` in the format of Hugging Face's ``tokenizers``, with one added token,
 ``<|endoftext|>``, whose id is the last one. It separates documents and never comes out of ``encode``: the same
-characters inside a text are text. Every text that can be encoded comes back exactly.
+characters inside a text are text. ``decode`` returns every text exactly.
 """
 
 import functools
 import hashlib
 import json
 import logging
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,8 +18,9 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from nanolm.config.schema import TokenizerConfig
-from nanolm.errors import ConfigError, DataError
+from nanolm.config.schema import BpeConfig, CharConfig, TokenizerConfig
+from nanolm.data.encoding import utf8
+from nanolm.errors import DataError
 from nanolm.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
@@ -28,50 +28,46 @@ NUM_BYTES = 256
 
 logger = logging.getLogger(__name__)
 
-# Characters that GPT-2's byte-level alphabet leaves as they are; the other bytes are written as U+0100, U+0101, …
+# The byte-level alphabet of GPT-2 writes these bytes as their characters, and the others as U+0100, U+0101, …
 _VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = [byte for byte in range(NUM_BYTES) if byte not in _VISIBLE]
 BYTE_OF_SYMBOL = {chr(byte): byte for byte in _VISIBLE} | {chr(0x100 + i): byte for i, byte in enumerate(_HIDDEN)}
-SYMBOL_OF_BYTE = {byte: symbol for symbol, byte in BYTE_OF_SYMBOL.items()}
-
-# What Python's "surrogateescape" makes of the bytes that are not UTF-8.
-_UNDECODABLE = re.compile("([\udc80-\udcff]+)")
 
 
 class UnknownCharacter(DataError):
-    """A character that the tokenizer has no token for, and its position in the text, in characters."""
+    """A character that the tokenizer has no token for, at a position of the text, in characters."""
 
     def __init__(self, character: str, position: int, where: str = "the text"):
         self.character = character
-        self.position = position
         shown = f"{character!r} " if character.isprintable() else ""
         super().__init__(
-            f"{where}: character {shown}(U+{ord(character):04X}) at position {position:,} is not in the vocabulary of "
-            "the char tokenizer, which has the characters of the train split it was made from. Remove the character, "
-            "or choose tokenizer=byte or tokenizer=bpe, which take any text."
+            f"{where}: character {shown}(U+{ord(character):04X}) at position {position:,} is not in the char "
+            "tokenizer's vocabulary; remove it, or choose tokenizer=byte or tokenizer=bpe, which take any text"
         )
 
 
 class Tokenizer(ABC):
-    """Text to ids in [0, vocab_size) and back. Made by ``train_tokenizer`` or ``load_tokenizer``.
+    """Text to ids in [0, vocab_size) and back, made by ``train_tokenizer`` or ``load_tokenizer``.
 
     Args:
         token_bytes: the bytes that each id stands for, without end-of-text, whose id follows them.
+        library: the same tokenizer as one of ``tokenizers``; without an added token, none can be found in a text.
     """
 
     name: ClassVar[str]
 
-    def __init__(self, token_bytes: Sequence[bytes]):
+    def __init__(self, token_bytes: Sequence[bytes], library: tokenizers.Tokenizer):
         self._token_bytes = [*token_bytes, END_OF_TEXT.encode()]
+        self._library = library
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, end-of-text included."""
+        """Return the number of ids, end-of-text included."""
         return len(self._token_bytes)
 
     @property
     def end_of_text_id(self) -> int:
-        """The id that stands between documents: the last one."""
+        """Return the id that stands between documents, which is the last one."""
         return len(self._token_bytes) - 1
 
     @functools.cached_property
@@ -81,31 +77,18 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """The ids of a text, (N,) int64, never end-of-text.
+        """Encode a text as ids, (N,) int64, never end-of-text.
 
         Raises:
             DataError: a character without a token (char), or half of a surrogate pair, which is no text.
         """
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """``encode`` for each text; the BPE uses all cores."""
+        """Encode each text; the BPE uses all cores."""
         return [self.encode(text) for text in texts]
 
-    def encode_bytes(self, data: bytes) -> np.ndarray:
-        """The ids of any bytes, (N,) int64; ``decode_bytes`` gives them back exactly.
-
-        Raises:
-            DataError: bytes that are not UTF-8, for the char tokenizer.
-        """
-        parts = _UNDECODABLE.split(data.decode("utf-8", "surrogateescape"))
-        ids = [self._encode_undecodable(part) if i % 2 else self.encode(part) for i, part in enumerate(parts)]
-        return np.concatenate(ids)
-
-    def _encode_undecodable(self, escaped: str) -> np.ndarray:
-        return self.encode(escaped)
-
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that the ids stand for; end-of-text as ``<|endoftext|>``.
+        """Return the bytes that the ids stand for, ``<|endoftext|>`` for end-of-text.
 
         Raises:
             DataError: an id outside [0, vocab_size).
@@ -117,28 +100,24 @@ class Tokenizer(ABC):
         return b"".join([self._token_bytes[i] for i in ids])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text that the ids stand for; bytes that are not UTF-8 become U+FFFD."""
+        """Return the text that the ids stand for; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
-
-    @abstractmethod
-    def _without_end_of_text(self) -> tokenizers.Tokenizer:
-        """This tokenizer as one of ``tokenizers``, for its file."""
 
     @functools.cached_property
     def json(self) -> str:
-        """The content of ``tokenizer.json``."""
-        content = tokenizers.Tokenizer.from_str(self._without_end_of_text().to_str())
+        """Return the content of ``tokenizer.json``."""
+        content = tokenizers.Tokenizer.from_str(self._library.to_str())
         content.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
         assert content.token_to_id(END_OF_TEXT) == self.end_of_text_id
         return content.to_str(pretty=True) + "\n"
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of ``tokenizer.json``."""
+        """Return the SHA-256 of ``tokenizer.json``."""
         return hashlib.sha256(self.json.encode()).hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write ``tokenizer.json``, as one step."""
+        """Write ``tokenizer.json`` atomically."""
         write_atomically(path, self.json)
 
 
@@ -148,30 +127,23 @@ class BPETokenizer(Tokenizer):
     name = "bpe"
 
     def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]]):
+        tokens = sorted(vocab, key=vocab.__getitem__)
         super().__init__(
-            [bytes(BYTE_OF_SYMBOL[symbol] for symbol in token) for token in sorted(vocab, key=vocab.__getitem__)]
+            [bytes(BYTE_OF_SYMBOL[symbol] for symbol in token) for token in tokens],
+            _byte_level(models.BPE(vocab, merges), use_regex=True),
         )
-        # The encoder has no added token, so that none can be found in a text.
-        self._encoder = _byte_level(models.BPE(vocab, merges), use_regex=True)
-        self._id_of_byte = np.array([vocab[SYMBOL_OF_BYTE[byte]] for byte in range(NUM_BYTES)], dtype=np.int64)
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         try:
-            encodings = self._encoder.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):
             for text in texts:
-                _utf8(text)
+                utf8(text)
             raise
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-
-    def _encode_undecodable(self, escaped: str) -> np.ndarray:
-        return self._id_of_byte[np.frombuffer(escaped.encode("utf-8", "surrogateescape"), dtype=np.uint8)]
-
-    def _without_end_of_text(self) -> tokenizers.Tokenizer:
-        return self._encoder
 
 
 class ByteTokenizer(Tokenizer):
@@ -180,16 +152,11 @@ class ByteTokenizer(Tokenizer):
     name = "byte"
 
     def __init__(self) -> None:
-        super().__init__([bytes([byte]) for byte in range(NUM_BYTES)])
+        library = _byte_level(models.BPE(dict(BYTE_OF_SYMBOL), []), use_regex=False)
+        super().__init__([bytes([byte]) for byte in range(NUM_BYTES)], library)
 
     def encode(self, text: str) -> np.ndarray:
-        return self.encode_bytes(_utf8(text))
-
-    def encode_bytes(self, data: bytes) -> np.ndarray:
-        return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
-
-    def _without_end_of_text(self) -> tokenizers.Tokenizer:
-        return _byte_level(models.BPE(dict(BYTE_OF_SYMBOL), []), use_regex=False)
+        return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.int64)
 
 
 class CharTokenizer(Tokenizer):
@@ -198,10 +165,13 @@ class CharTokenizer(Tokenizer):
     name = "char"
 
     def __init__(self, characters: Iterable[str]):
-        self._characters = sorted(set(characters))
-        super().__init__([character.encode() for character in self._characters])
+        vocab = {character: i for i, character in enumerate(sorted(set(characters)))}
+        # BPE without merges leaves the characters of the text, all of it one word.
+        library = tokenizers.Tokenizer(models.BPE(vocab, []))
+        library.decoder = decoders.Fuse()
+        super().__init__([character.encode() for character in vocab], library)
         self._id_of_code_point = np.full(0x110000, -1, dtype=np.int32)
-        self._id_of_code_point[[ord(character) for character in self._characters]] = np.arange(len(self._characters))
+        self._id_of_code_point[[ord(character) for character in vocab]] = np.arange(len(vocab))
 
     def encode(self, text: str) -> np.ndarray:
         code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
@@ -209,15 +179,7 @@ class CharTokenizer(Tokenizer):
         if ids.size and ids.min() < 0:
             position = int(np.argmax(ids < 0))
             raise UnknownCharacter(text[position], position)
-        result: np.ndarray = ids.astype(np.int64)
-        return result
-
-    def _without_end_of_text(self) -> tokenizers.Tokenizer:
-        # BPE without merges leaves the characters of the text, all of it one word.
-        vocab = {character: i for i, character in enumerate(self._characters)}
-        tokenizer = tokenizers.Tokenizer(models.BPE(vocab, []))
-        tokenizer.decoder = decoders.Fuse()
-        return tokenizer
+        return np.asarray(ids, dtype=np.int64)
 
 
 def _byte_level(model: models.BPE, use_regex: bool) -> tokenizers.Tokenizer:
@@ -227,43 +189,22 @@ def _byte_level(model: models.BPE, use_regex: bool) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"the text holds half of a surrogate pair (U+{ord(text[error.start]):04X}) at position {error.start:,}, "
-            "which UTF-8 cannot express; repair or remove it"
-        ) from None
-
-
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     """Make the tokenizer that a configuration asks for from the texts of the train split.
 
     ``bpe`` learns its merges from the first ``training_bytes`` of the texts, the same ones whatever the number of
-    threads; ``char`` reads all of them; ``byte`` reads none.
-
-    Raises:
-        ConfigError: a vocabulary too small for the 256 bytes and end-of-text.
-        DataError: no text at all, for ``char``.
+    threads; ``char`` reads all of them, and raises a DataError if there is no text; ``byte`` reads none.
     """
-    if config.name == "byte":
-        return ByteTokenizer()
-    if config.name == "char":
-        characters: set[str] = set().union(*(set(text) for text in texts))
+    if isinstance(config, CharConfig):
+        characters: set[str] = set().union(*map(set, texts))
         if not characters:
             raise DataError("tokenizer=char: the train split has no text to take characters from")
         return CharTokenizer(characters)
-    return _train_bpe(config, texts)
-
-
-def _train_bpe(config: TokenizerConfig, texts: Iterable[str]) -> BPETokenizer:
-    size = config.vocab_size
-    if size is None or size <= NUM_BYTES:
-        raise ConfigError(f"tokenizer.vocab_size: expected at least {NUM_BYTES + 1} with tokenizer=bpe, found {size}")
+    if not isinstance(config, BpeConfig):
+        return ByteTokenizer()
     trained = _byte_level(models.BPE(), use_regex=True)
     trainer = trainers.BpeTrainer(
-        vocab_size=size - 1,
+        vocab_size=config.vocab_size - 1,
         min_frequency=2,
         initial_alphabet=sorted(BYTE_OF_SYMBOL),
         show_progress=False,
@@ -271,17 +212,16 @@ def _train_bpe(config: TokenizerConfig, texts: Iterable[str]) -> BPETokenizer:
     trained.train_from_iterator(_first_bytes(texts, config.training_bytes), trainer)
     model = json.loads(trained.to_str())["model"]
     tokenizer = BPETokenizer(model["vocab"], [(left, right) for left, right in model["merges"]])
-    if tokenizer.vocab_size < size:
+    if tokenizer.vocab_size < config.vocab_size:
         logger.warning(
-            "tokenizer.vocab_size=%s: the text has pairs for %s tokens only; the vocabulary is that large",
-            f"{size:,}",
-            f"{tokenizer.vocab_size:,}",
+            "tokenizer.vocab_size=%s: the text has frequent pairs for only %s tokens, which are the vocabulary",
+            *(f"{config.vocab_size:,}", f"{tokenizer.vocab_size:,}"),
         )
     return tokenizer
 
 
 def _first_bytes(texts: Iterable[str], limit: int | None) -> Iterator[str]:
-    """The texts up to so many UTF-8 bytes; the last one is cut between two characters."""
+    """Read texts up to a number of UTF-8 bytes; the last one is cut between two characters."""
     if limit is None:
         yield from texts
         return

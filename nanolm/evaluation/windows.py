@@ -1,13 +1,13 @@
 """How a split is cut into windows, so that every token is scored exactly once with its context stated.
 
 The split is one stream, ``<end-of-text> document <end-of-text> document … <end-of-text>``; its targets are all
-tokens but the first. A window of ``sequence_length`` tokens slides over it by ``stride`` targets, and each window
-scores the targets that no window before it has scored. Every target but those at the start of the split so has at
-least ``sequence_length - stride`` tokens of context before the token it is predicted from, documents before its own
-included.
+tokens but the first. A window of ``sequence_length`` tokens slides over it by ``stride`` targets and scores those that
+no window before it has scored. So every target, except at the start of the split, has at least
+``sequence_length - stride`` tokens of context before the token it is predicted from, earlier documents included.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ class Window:
 
 
 def windows(num_tokens: int, sequence_length: int, stride: int) -> Iterator[Window]:
-    """Windows that score each of ``num_tokens`` targets exactly once.
+    """Yield windows that score each of ``num_tokens`` targets exactly once.
 
     All are ``sequence_length`` long unless the split is shorter: the last is moved back to end where the split ends.
     """
@@ -52,21 +52,12 @@ class Batch:
     """(S,) tokens of its window before the one that it is predicted from"""
 
 
-def read_batches(split: TokenSplit, chosen: Sequence[Window] | Iterator[Window], size: int) -> Iterator[Batch]:
-    """The windows of a split, ``size`` at a time."""
-    group: list[Window] = []
-    for window in chosen:
-        group.append(window)
-        if len(group) == size:
-            yield _read(split, group)
-            group = []
-    if group:
-        yield _read(split, group)
-
-
-def _read(split: TokenSplit, group: list[Window]) -> Batch:
-    tokens = np.stack([split.read(window.start, window.end - window.start + 1) for window in group])
-    position = np.stack([np.arange(window.start, window.end) for window in group])
-    is_scored = position >= np.array([[window.first_scored] for window in group])
-    offset = np.broadcast_to(np.arange(position.shape[1]), position.shape)
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(is_scored), position[is_scored], offset[is_scored])
+def read_batches(split: TokenSplit, chosen: Iterable[Window], size: int) -> Iterator[Batch]:
+    """Read the windows of a split, ``size`` at a time."""
+    remaining = iter(chosen)
+    while group := list(itertools.islice(remaining, size)):
+        tokens = np.stack([split.read(window.start, window.end - window.start + 1) for window in group])
+        position = np.stack([np.arange(window.start, window.end) for window in group])
+        is_scored = position >= np.array([[window.first_scored] for window in group])
+        offset = np.broadcast_to(np.arange(position.shape[1]), position.shape)
+        yield Batch(torch.from_numpy(tokens), torch.from_numpy(is_scored), position[is_scored], offset[is_scored])

@@ -1,28 +1,19 @@
-"""The path from start to end: computed, printed, and left as one page."""
+"""Compute the path from start to end, print it, and write it as one page."""
 
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from nanolm.config import to_yaml
-from nanolm.config.schema_first_principles import FirstPrinciplesConfig
+from nanolm.config import check_same_config, to_yaml
+from nanolm.config.schema import FirstPrinciplesConfig
 from nanolm.errors import ConfigError
 from nanolm.files import lock, write_atomically
-from nanolm.lessons import (
-    calibration,
-    classifiers,
-    confidence,
-    information,
-    language,
-    likelihood,
-    smoothing,
-    stability,
-)
-from nanolm.lessons.language import ScoredSentence
-from nanolm.lessons.sentence import score_sentence
-from nanolm.lessons.step import COLUMNS_OF_WORDS, Step
+from nanolm.lessons import calibration, classifiers, confidence, language, likelihood, stability
+from nanolm.lessons.page import write_page
+from nanolm.lessons.sentence import ScoredSentence, score_sentence
+from nanolm.lessons.step import Step
 from nanolm.tracking import Console
 from nanolm.tracking.tables import aligned
 
@@ -31,27 +22,17 @@ ROWS_ON_A_TERMINAL = 40
 WIDEST = 100
 """columns of text; fewer on a narrower terminal"""
 
-WritePage = Callable[[Path, FirstPrinciplesConfig, Sequence[tuple[str, Step]]], None]
 
+def run_first_principles(config: FirstPrinciplesConfig, run_dir: Path) -> int:
+    """Print every step with its identities, and write ``config.yaml`` and the page into an existing directory.
 
-def run_first_principles(config: FirstPrinciplesConfig, run_dir: Path, write_page: WritePage) -> int:
-    """Print every step with its identities, and leave ``config.yaml`` and ``first_principles.html``.
-
-    Args:
-        config: the run's configuration.
-        run_dir: the run directory, which exists.
-        write_page: writes the page from its path, the configuration and the steps, each with its part's name.
-
-    Returns:
-        The exit code: 0, or 1 where an identity does not hold on this machine.
+    Return the exit code: 0, or 1 where an identity does not hold on this machine.
 
     Raises:
-        NanolmError: the checkpoint, the sentence or the run directory will not do.
+        NanolmError: the checkpoint, the sentence or the run directory cannot be used.
     """
     with lock(run_dir / ".lock", ConfigError, purpose="writing the first principles"):
-        path = run_dir / "config.yaml"
-        if path.exists() and path.read_text(encoding="utf-8") != to_yaml(config):
-            raise ConfigError(f"{run_dir}: this directory holds another run; give another hydra.run.dir")
+        check_same_config(config, run_dir)
         scored = score_sentence(config)
         console, width = Console(), min(WIDEST, shutil.get_terminal_size().columns)
         steps: list[tuple[str, Step]] = []
@@ -60,83 +41,56 @@ def run_first_principles(config: FirstPrinciplesConfig, run_dir: Path, write_pag
                 console.result(f"{part.upper()}\n")
             console.result(text(number, step, width))
             steps.append((part, step))
-        write_atomically(path, to_yaml(config))
+        write_atomically(run_dir / "config.yaml", to_yaml(config))
         write_page(run_dir / PAGE, config, steps)
-    identities = [identity for _, step in steps for identity in step.identities]
-    broken = [identity for identity in identities if not identity.holds]
-    console.result(f"{len(identities) - len(broken)} of {len(identities)} identities hold")
+    held = [identity.holds for _, step in steps for identity in step.identities]
+    console.result(f"{sum(held)} of {len(held)} identities hold")
     console.result(str(run_dir / PAGE))
-    return 1 if broken else 0
+    return 0 if all(held) else 1
 
 
 def walk(seed: int, scored: ScoredSentence) -> Iterator[tuple[str, Step]]:
-    """The steps in their order, each computed as it is reached and with the name of its part of the path."""
-    parts: dict[str, Sequence[Callable[[], Step]]] = {
-        "From the probability of data to a loss": (
-            likelihood.joint_probability,
-            likelihood.two_readings,
-            likelihood.product_to_sum,
-            likelihood.shared_maximum,
-            likelihood.coin,
-            information.surprisal_table,
-            information.entropy_and_divergence,
-        ),
-        "Classifiers": (
-            classifiers.binary_cross_entropy,
-            classifiers.logistic_regression,
-            classifiers.softmax_scores,
-            partial(classifiers.softmax_gradient, seed),
-        ),
-        "Computing it": (stability.stable_binary, stability.stable_softmax),
-        "Language models": (
-            partial(language.chain_rule, scored),
-            partial(language.continuations, scored),
-            partial(language.perplexity, scored),
-        ),
-        "What it does to confidence": (
-            confidence.overconfidence,
-            confidence.logits_without_end,
-            partial(calibration.reliability, seed),
-            partial(calibration.held_back_temperature, seed),
-            calibration.top_label_and_whole,
-            smoothing.smoothing_optimum,
-            partial(smoothing.smoothing_and_calibration, seed),
-        ),
-    }
-    for part, steps in parts.items():
-        for step in steps:
-            yield part, step()
+    """Compute the steps in their order, and yield each with the name of its part."""
+    part = "From the probability of data to a loss"
+    yield part, likelihood.joint_probability()
+    yield part, likelihood.two_readings()
+    yield part, likelihood.product_to_sum()
+    yield part, likelihood.shared_maximum()
+    yield part, likelihood.coin()
+    yield part, likelihood.surprisal()
+    yield part, likelihood.entropy_and_divergence()
+    part = "Classifiers"
+    yield part, classifiers.binary_cross_entropy()
+    yield part, classifiers.logistic_regression()
+    yield part, classifiers.one_optimum()
+    yield part, classifiers.softmax_scores()
+    yield part, classifiers.softmax_gradient(seed)
+    part = "Computing it"
+    yield part, stability.stable_binary()
+    yield part, stability.stable_softmax()
+    part = "Language models"
+    yield part, language.chain_rule(scored)
+    yield part, language.continuations(scored)
+    yield part, language.perplexity(scored)
+    part = "What it does to confidence"
+    yield part, confidence.overconfidence()
+    yield part, confidence.logits_without_end()
+    yield part, calibration.reliability(seed)
+    yield part, calibration.held_out_temperature(seed)
+    yield part, calibration.top_label_and_whole()
+    yield part, confidence.smoothing_optimum()
+    yield part, confidence.smoothing_and_calibration(seed)
 
 
 def text(number: int, step: Step, width: int) -> str:
-    """One step as a terminal of this many columns shows it; a table keeps its own width."""
-    header, *rows = step.table
-    left_out = len(rows) - ROWS_ON_A_TERMINAL
-    shown = [header, *rows[:ROWS_ON_A_TERMINAL]]
-    lines = [
-        *_wrapped(f"{number}. {step.title}", width),
-        *_wrapped(step.formula, width, "   "),
-        "",
-        *_wrapped(step.about, width),
-        aligned("", shown, left=COLUMNS_OF_WORDS),
-    ]
-    if left_out > 0:
+    """Return one step as text of ``width`` columns; a table keeps its own width, and a long word or path is whole."""
+    wrap = partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
+    formula = wrap(step.formula, initial_indent="   ", subsequent_indent="   ")
+    lines = [*wrap(f"{number}. {step.title}"), *formula, "", *wrap(step.about)]
+    lines.append(aligned("", step.table[: ROWS_ON_A_TERMINAL + 1], left=step.words))
+    if left_out := len(step.table[ROWS_ON_A_TERMINAL + 1 :]):
         lines.append(f"  … and {left_out:,} more rows on the page")
     for identity in step.identities:
         verdict = "holds" if identity.holds else "DOES NOT HOLD"
-        values = f"{identity.left:.10g} and {identity.right:.10g}"
-        words = f"{verdict} within {identity.tolerance:.2g}: {identity.statement}: {values}"
-        lines += _wrapped(words, width, "  ", further="    ")
+        lines += wrap(f"{verdict} {identity}", initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines) + "\n"
-
-
-def _wrapped(words: str, width: int, indent: str = "", further: str | None = None) -> list[str]:
-    """Lines of at most this width; a path or another long word stays whole, so that it can be copied."""
-    return textwrap.wrap(
-        words,
-        width,
-        initial_indent=indent,
-        subsequent_indent=indent if further is None else further,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

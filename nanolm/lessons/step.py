@@ -1,86 +1,103 @@
-"""What one step of the path consists of: words, a formula, figures, identities that hold or do not, a plot."""
+"""One step of the path: text, a formula, a table, a plot, and identities of two computations that must agree."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, SupportsFloat
 
-COLUMNS_OF_WORDS = ("token", "q", "summed over", "probabilities", "colour", "most likely")
-"""headers of table columns that hold words or lists, and are set flush left; so is every first column"""
+from numpy.typing import ArrayLike
 
 
-@dataclass(frozen=True)
-class Identity:
-    """Two computations that have to give the same number.
-
-    Attributes:
-        statement: the identity in words or symbols.
-        left, right: the two results, each computed in its own way.
-        tolerance: the largest |left - right| / max(1, |right|); what the floats in use cannot hold.
-    """
+class Identity(NamedTuple):
+    """One number computed in two ways, which may differ by what the precision in use explains."""
 
     statement: str
-    left: float
-    right: float
+    left: SupportsFloat
+    right: SupportsFloat
     tolerance: float = 1e-12
 
     @property
-    def difference(self) -> float:
-        """|left - right| / max(1, |right|)."""
-        return abs(self.left - self.right) / max(1.0, abs(self.right))
-
-    @property
     def holds(self) -> bool:
-        """Whether the two agree; NaN agrees with nothing."""
-        return self.difference <= self.tolerance
+        """Return whether |left - right| / max(1, |right|) is within the tolerance; NaN agrees with nothing."""
+        left, right = float(self.left), float(self.right)
+        return abs(left - right) / max(1.0, abs(right)) <= self.tolerance
+
+    def __str__(self) -> str:
+        return f"within {self.tolerance:.2g}: {self.statement}: {float(self.left):.10g} and {float(self.right):.10g}"
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One series of a plot; bars are for an x that has nothing in between."""
+class Curve(NamedTuple):
+    """One series of a plot."""
 
+    style: Literal["bars", "line", "dots"]
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    style: Literal["line", "dots", "bars"] = "line"
+    x: ArrayLike
+    y: ArrayLike
 
 
-@dataclass(frozen=True)
-class Plot:
-    """Curves on common axes; ``levels`` are labelled horizontal lines, ``names`` stand for the first curve's x."""
-
-    xlabel: str
-    ylabel: str
-    curves: tuple[Curve, ...]
-    levels: tuple[tuple[str, float], ...] = ()
-    xlog: bool = False
-    ylog: bool = False
-    names: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
+@dataclass
 class Step:
-    """One step of the path.
+    """One step on the path, built up by the methods below.
 
     Attributes:
-        title: what it shows, as a sentence.
-        formula: the identity at its heart.
-        about: what is computed, and what to see in it.
-        table: header and rows of text.
-        identities: what was computed in two ways.
-        plot: its figure.
+        title, formula, about: a sentence, the central identity, and the explanation.
+        columns: the cells of the table by their header.
+        words: headers of the columns of text, which are flush left as the first column is.
+        axes, curves, levels: labels and scales of the plot, its series, and its horizontal lines by their label.
+        names: the labels below the bars.
     """
 
     title: str
     formula: str
     about: str
-    table: tuple[tuple[str, ...], ...]
-    identities: tuple[Identity, ...]
-    plot: Plot
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
+    identities: list[Identity] = field(default_factory=list)
+    axes: dict[str, str] = field(default_factory=dict)
+    curves: list[Curve] = field(default_factory=list)
+    levels: dict[str, float] = field(default_factory=dict)
+    names: Sequence[str] = ()
+
+    @property
+    def table(self) -> list[tuple[str, ...]]:
+        """Return the header and the rows below it."""
+        return [tuple(self.columns), *zip(*self.columns.values(), strict=True)]
+
+    def column(self, header: str, values: Iterable[Any], form: str = "") -> None:
+        """Add a column; ``form`` is a format of Python, "digits" for four significant ones, or "words" for text."""
+        if form == "words":
+            self.words.append(header)
+            form = ""
+        self.columns[header] = [significant(value) if form == "digits" else format(value, form) for value in values]
+
+    def identity(self, statement: str, left: SupportsFloat, right: SupportsFloat, tolerance: float = 1e-12) -> None:
+        """Add two computations of one number, and the difference that the precision in use explains."""
+        self.identities.append(Identity(statement, left, right, tolerance))
+
+    def plot(self, xlabel: str, ylabel: str, *, xscale: str = "linear", yscale: str = "linear") -> None:
+        """Set the axes of the plot; a scale is "linear" or "log"."""
+        self.axes = {"xlabel": xlabel, "ylabel": ylabel, "xscale": xscale, "yscale": yscale}
+
+    def bars(self, label: str, x: ArrayLike, y: ArrayLike, names: Sequence[str] = ()) -> None:
+        """Draw bars, with names below them instead of x."""
+        self.curves.append(Curve("bars", label, x, y))
+        self.names = names
+
+    def line(self, label: str, x: ArrayLike, y: ArrayLike) -> None:
+        """Draw a line."""
+        self.curves.append(Curve("line", label, x, y))
+
+    def dots(self, label: str, x: ArrayLike, y: ArrayLike) -> None:
+        """Draw dots."""
+        self.curves.append(Curve("dots", label, x, y))
+
+    def level(self, label: str, height: float) -> None:
+        """Draw a horizontal line."""
+        self.levels[label] = height
 
 
-def figure(value: float) -> str:
-    """A number as a table shows it: four significant digits; 0, inf and nan by their names."""
+def significant(value: float) -> str:
+    """Format a number with four significant digits; 0, inf and nan by their names."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     return f"{value:#.4g}".rstrip(".") if 1e-4 <= abs(value) < 1e6 else f"{value:.3e}"

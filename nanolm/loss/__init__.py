@@ -1,8 +1,8 @@
-"""The negative log-likelihood of binary, softmax and language-model tasks, with what calibration needs.
+"""The negative log-likelihood of binary, softmax and language-model tasks, with the statistics for calibration.
 
-``reference`` is the mathematics, ``dense`` computes it from logits in hand, ``fused`` from hidden states and the
-weight of a language model's head, with no logits kept. The package needs torch and NumPy, and nothing of nanolm but its
-errors, so it can be lifted into another project.
+``reference`` is the mathematics, ``dense`` computes it from given logits, ``fused`` from hidden states and the weight
+of a language model's head, with no logits kept. The package imports torch, NumPy and ``nanolm.errors`` only, so it can
+be copied into another project.
 """
 
 from nanolm.loss.dense import bernoulli_nll, softmax_nll

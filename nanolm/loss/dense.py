@@ -1,4 +1,4 @@
-"""Losses from logits in hand: a binary task and a softmax task.
+"""Losses from given logits: a binary task and a softmax task.
 
 Everything is written in logits shifted by their maximum, z - m. The probabilities do not change, exp never overflows,
 and the negative log-likelihood -ln p_t = ln Σ exp(z - m) - (z_t - m) loses no digits however large the logits are.
@@ -7,10 +7,10 @@ and the negative log-likelihood -ln p_t = ln Σ exp(z - m) - (z_t - m) loses no 
 import torch
 from torch import Tensor
 
-from nanolm.errors import ConfigError
-from nanolm.loss.options import LossOptions, Reduction, check_choice
+from nanolm.loss.options import LossOptions, Reduction, check_choice, expect
 from nanolm.loss.result import NLLResult, reduce
-from nanolm.loss.targets import class_targets, expect_constant, expect_shape, probability_targets
+from nanolm.loss.rows import without_autocast
+from nanolm.loss.targets import class_targets, expect_shape, expect_soft_targets, probability_targets
 
 
 def softmax_nll(
@@ -20,7 +20,7 @@ def softmax_nll(
     options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
     reduction: Reduction = "sum",
 ) -> NLLResult:
-    """Negative log-likelihood of a softmax task, with every statistic.
+    """Compute the negative log-likelihood of a softmax task, with every statistic.
 
     logits: (N, V) floating point; low precision is computed in float32
     targets: (N,) int32 or int64 in [0, V), or options.ignore_index
@@ -31,17 +31,16 @@ def softmax_nll(
     Differentiable in logits, twice if need be. Raises ConfigError for wrong shapes, dtypes and, on the CPU, targets.
     """
     check_choice("reduction", reduction, Reduction)
-    if logits.dim() != 2 or logits.shape[1] == 0:
-        raise ConfigError(f"logits: expected shape (N, V) with V >= 1, found {tuple(logits.shape)}")
+    two_dimensional = logits.dim() == 2 and logits.shape[1] > 0
+    expect(two_dimensional, "logits", "shape (N, V) with V >= 1", tuple(logits.shape))
     num_tokens, num_classes = logits.shape
     expect_shape("logits", logits, (num_tokens, num_classes), "(N, V)")
     indices, mask = class_targets(targets, num_tokens, num_classes, options.ignore_index)
     valid = torch.ones_like(indices, dtype=torch.bool) if mask is None else mask
     if soft_targets is not None:
-        expect_shape("soft_targets", soft_targets, (num_tokens, num_classes), "(N, V)")
-        expect_constant("soft_targets", soft_targets)
+        expect_soft_targets(soft_targets, (num_tokens, num_classes))
 
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits.device):
         capped = soft_capped(logits if logits.dtype == torch.float64 else logits.float(), options.softcap)
         maximum = capped.detach().amax(dim=1, keepdim=True)
         shifted = (capped - maximum) / options.temperature  # z - m
@@ -88,28 +87,22 @@ def bernoulli_nll(
     options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
     reduction: Reduction = "sum",
 ) -> NLLResult:
-    """Negative log-likelihood of a binary task: softmax_nll of the logits [0, z], with every statistic.
+    """Compute the negative log-likelihood of a binary task: softmax_nll of the logits [0, z], with every statistic.
 
     logits: (N,) floating point, the log-odds of class 1
     targets: (N,) any dtype, in [0, 1]: the class, or a probability of class 1; or options.ignore_index
-    options, reduction: see LossOptions (V = 2); "sum", "mean" over valid examples (0 over none) or "none"
+    options, reduction: as for softmax_nll, with V = 2
 
-    For a target y between 0 and 1, nll is the expected one, -y ln p - (1-y) ln(1-p), and the class that ``correct``
-    speaks of is 1 where y > 1/2. At a logit of exactly 0 the first arg max is class 0. Infinite log-odds are
-    certainty: the NLL of the other class is infinite, and its gradient is that of any large logit.
-
-    Differentiable in logits, twice if need be. Raises ConfigError for wrong shapes, dtypes and, on the CPU, targets.
+    For a target y between 0 and 1, nll is the expected one, -y ln p - (1-y) ln(1-p), and for ``correct`` the class is 1
+    where y > 1/2. At a logit of exactly 0 the first arg max is class 0. Infinite log-odds are certainty: the NLL of the
+    other class is infinite, and its gradient is that of any large logit. Derivatives and errors: as for softmax_nll.
     """
     check_choice("reduction", reduction, Reduction)
-    if logits.dim() != 1:
-        raise ConfigError(f"logits: expected shape (N,), found {tuple(logits.shape)}")
-    expect_shape("logits", logits, tuple(logits.shape), "(N,)")
-    expect_constant("targets", targets)
+    expect_shape("logits", logits, (logits.numel(),), "(N,)")
     valid = probability_targets(targets, logits.shape[0], options.ignore_index)
 
-    with torch.autocast(logits.device.type, enabled=False):
-        z = soft_capped(logits if logits.dtype == torch.float64 else logits.float(), options.softcap)
-        z = z / options.temperature
+    with without_autocast(logits.device):
+        z = model_logits(logits if logits.dtype == torch.float64 else logits.float(), options)
         y = torch.where(valid, targets, 0).to(z.dtype)
         nll_of_one, nll_of_zero = softplus(-z), softplus(z)
 
@@ -122,8 +115,8 @@ def bernoulli_nll(
         objective = reduce(torch.where(valid, objective, 0), count, reduction)
 
         with torch.no_grad():
-            magnitude = z.abs().clamp(max=torch.finfo(z.dtype).max)  # infinite times a doubt of 0 is 0
-            confidence, doubt = magnitude.sigmoid(), (-magnitude).sigmoid()  # of the likelier and the other class
+            magnitude = z.abs().clamp(max=torch.finfo(z.dtype).max)  # infinity times 0 is to be 0
+            confidence, other = magnitude.sigmoid(), (-magnitude).sigmoid()  # of the likelier and the other class
             return NLLResult(
                 objective=objective,
                 nll=torch.where(valid, nll.detach(), 0),
@@ -131,14 +124,14 @@ def bernoulli_nll(
                 count=count,
                 confidence=confidence,
                 correct=((z > 0) == (y > 0.5)) & valid,
-                entropy=softplus(-magnitude) + doubt * magnitude,
-                sum_squared_probabilities=1 - 2 * confidence * doubt,
-                logit_variance=doubt * magnitude * confidence * magnitude,
+                entropy=softplus(-magnitude) + other * magnitude,
+                sum_squared_probabilities=1 - 2 * confidence * other,
+                logit_variance=other * magnitude * confidence * magnitude,
             )
 
 
 def softplus(z: Tensor) -> Tensor:
-    """ln(1 + exp(z)), the NLL of the outcome that z speaks against; small ones keep their digits, large ones are z.
+    """ln(1 + exp(z)), the NLL of the outcome that z makes less likely; exact where tiny, z itself where large.
 
     Its derivative is the sigmoid of z everywhere: at 0, where max(z, 0) + ln(1 + exp(-|z|)) has none for autograd to
     find, and at both infinities, where that of logaddexp is NaN.
@@ -152,5 +145,10 @@ def weighted(weight: Tensor, nll: Tensor) -> Tensor:
 
 
 def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """Logits squeezed smoothly into (-softcap, softcap); near 0 they are left as they are."""
+    """Squeeze logits smoothly into (-softcap, softcap); near 0 they are left as they are."""
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def model_logits(u: Tensor, options: LossOptions) -> Tensor:
+    """z = softcap · tanh(u / softcap) / temperature, the logits of the model's distribution; any shape."""
+    return soft_capped(u, options.softcap) / options.temperature

@@ -1,4 +1,4 @@
-"""Learning from a teacher's probabilities besides the targets (Hinton et al. 2015, arXiv:1503.02531).
+"""Learn from a teacher's probabilities as well as from the targets (Hinton et al. 2015, arXiv:1503.02531).
 
 With z the student's logits and z' the teacher's, each after its own softcap and temperature, and τ > 0:
 
@@ -16,10 +16,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nanolm.errors import ConfigError
-from nanolm.loss.dense import soft_capped
+from nanolm.loss.dense import model_logits
 from nanolm.loss.fused import linear_nll
-from nanolm.loss.options import LossOptions, Reduction, Statistics
+from nanolm.loss.options import LossOptions, Reduction, Statistics, expect
 from nanolm.loss.result import NLLResult
 from nanolm.loss.rows import head_logits, product_dtype
 from nanolm.loss.targets import SoftTargets
@@ -36,30 +35,24 @@ class Distillation:
     temperature: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
-            raise ConfigError(f"weight: expected a number in [0, 1], found {self.weight!r}")
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"temperature: expected a finite number > 0, found {self.temperature!r}")
+        expect(0 <= self.weight <= 1, "weight", "a number in [0, 1]", self.weight)
+        expect(0 < self.temperature < math.inf, "temperature", "a finite number > 0", self.temperature)
 
     def softened(self, options: LossOptions) -> LossOptions:
-        """What of a model's options says how u becomes z, with z divided by τ: of the student's, or the teacher's."""
-        return LossOptions(
-            softcap=options.softcap,
-            temperature=options.temperature * self.temperature,
-            ignore_index=options.ignore_index,
-        )
+        """Return the options that lead from the student's or the teacher's u to z/τ."""
+        return options.scoring.at_temperature(self.temperature)
 
     def combine(self, hard: NLLResult, soft: NLLResult) -> NLLResult:
-        """The hard result with the whole objective; ``soft`` has H(p', p) as its objective, reduced alike.
+        """Mix the two objectives, reduced alike; the objective of ``soft`` is H(p', p).
 
-        The statistics are the hard result's: they speak of softmax(z) and of the targets, not of the teacher.
+        The statistics are those of ``hard``: they describe softmax(z) and the targets, not the teacher.
         """
         soft_share = self.weight * self.temperature**2
         return replace(hard, objective=(1 - self.weight) * hard.objective + soft_share * soft.objective)
 
 
 class TeacherTargets:
-    """SoftTargets that are formed from a teacher's hidden states: p' of a chunk of tokens at a time.
+    """SoftTargets that form p' from a teacher's hidden states, a chunk of tokens at a time.
 
     hidden: (N, D') of the teacher; weight: (V, D'), its head's; both are taken as constants
     options: ``Distillation.softened`` of the teacher's own
@@ -68,25 +61,21 @@ class TeacherTargets:
     def __init__(self, hidden: Tensor, weight: Tensor, options: LossOptions) -> None:
         dtype = product_dtype(hidden, weight)
         self._hidden, self._weight, self._options = hidden.detach().to(dtype), weight.detach().to(dtype), options
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, V)"""
-        return len(self._hidden), len(self._weight)
+        self.shape = (len(hidden), len(weight))  # (N, V)
 
     def __getitem__(self, rows: slice) -> Tensor:
-        """(C, V) probabilities, in float64 for float64 states and else float32."""
+        """Form (C, V) probabilities, in float64 for float64 states and else float32."""
         h = self._hidden[rows]
         z = h.new_empty((len(h), len(self._weight)), dtype=torch.promote_types(h.dtype, torch.float32))
         return torch.softmax(head_logits(h, self._weight, None, self._options, out=z), dim=1, out=z)
 
 
 def soft_probabilities(logits: Tensor, options: LossOptions) -> Tensor:
-    """(N, V) probabilities p' from a teacher's logits (N, V), or (N,) of class 1 from log-odds (N,); constants.
+    """Compute constant p' from a teacher's logits (N, V), or (N,) of class 1 from its log-odds (N,).
 
     options: ``Distillation.softened`` of the teacher's own
     """
-    z = soft_capped(logits.detach(), options.softcap) / options.temperature
+    z = model_logits(logits.detach(), options)
     return z.sigmoid() if z.dim() == 1 else z.softmax(dim=1)
 
 
@@ -100,12 +89,11 @@ def distilled_linear_nll(
     reduction: Reduction = "sum",
     statistics: Statistics = "basic",
 ) -> NLLResult:
-    """``linear_nll`` of the student's head with a teacher's distributions p', (N, V), in the objective.
+    """Compute ``linear_nll`` of the student's head with a teacher's distributions p', (N, V), in the objective.
 
-    p and p/τ are two distributions, so the student's head is computed twice, and the teacher's once. With
-    ``TeacherTargets`` no more than a chunk of p' exists at a time, one buffer of (C, V) beside ``linear_nll``'s own; of
-    the gradient of the weight there are two, (V, D) each, until they are added. The other arguments, the result and the
-    errors are those of ``linear_nll``.
+    The distributions at z and at z/τ differ, so the student's head is computed twice, and the teacher's once. With
+    ``TeacherTargets`` only a chunk of p' exists at a time; the gradient of the weight, (V, D), exists twice until the
+    two are added. The other arguments, the result and the errors are those of ``linear_nll``.
     """
     hard = linear_nll(hidden, weight, targets, None, None, options, reduction, statistics)
     soft = linear_nll(hidden, weight, targets, None, teacher, distillation.softened(options), reduction, "none")

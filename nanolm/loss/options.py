@@ -1,7 +1,7 @@
-"""What may be chosen about a loss: the options of the objective, the reduction, and how much is said per token."""
+"""The choices of a loss: the options of the objective, the reduction, and the per-token statistics."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from nanolm.errors import ConfigError
@@ -32,20 +32,29 @@ class LossOptions:
     ignore_index: int = -100
 
     def __post_init__(self) -> None:
-        _expect(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)", self.label_smoothing)
-        _expect(0 <= self.z_loss < math.inf, "z_loss", "a finite number >= 0", self.z_loss)
+        expect(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)", self.label_smoothing)
+        expect(0 <= self.z_loss < math.inf, "z_loss", "a finite number >= 0", self.z_loss)
         if self.softcap is not None:
-            _expect(0 < self.softcap < math.inf, "softcap", "a finite number > 0, or None for no cap", self.softcap)
-        _expect(0 < self.temperature < math.inf, "temperature", "a finite number > 0", self.temperature)
+            expect(0 < self.softcap < math.inf, "softcap", "a finite number > 0, or None for no cap", self.softcap)
+        expect(0 < self.temperature < math.inf, "temperature", "a finite number > 0", self.temperature)
+
+    @property
+    def scoring(self) -> "LossOptions":
+        """These options with the NLL as the objective: no label smoothing and no z-loss."""
+        return replace(self, label_smoothing=0.0, z_loss=0.0)
+
+    def at_temperature(self, temperature: float) -> "LossOptions":
+        """Return these options with z divided by a further ``temperature``."""
+        return replace(self, temperature=self.temperature * temperature)
+
+
+def expect(condition: bool, name: str, expected: str, found: object) -> None:
+    """Raise ConfigError unless ``condition`` holds for the argument or option ``name``."""
+    if not condition:
+        raise ConfigError(f"{name}: expected {expected}, found {found}")
 
 
 def check_choice(name: str, value: str, choices: object) -> None:
     """Raise ConfigError unless ``value`` is one of the strings of the Literal ``choices``."""
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise ConfigError(f"{name}: expected one of {', '.join(map(repr, allowed))}, found {value!r}")
-
-
-def _expect(condition: bool, name: str, expected: str, found: object) -> None:
-    if not condition:
-        raise ConfigError(f"{name}: expected {expected}, found {found!r}")
+    if value not in get_args(choices):
+        raise ConfigError(f"{name}: expected one of {get_args(choices)}, found {value!r}")

@@ -31,7 +31,7 @@ def joint_probability(probabilities: ArrayLike) -> float:
 def bernoulli_likelihood(y_true: ArrayLike, theta: float) -> float:
     """Likelihood L(θ; y) = Π θ^y (1-θ)^(1-y) of coin flips y in {0, 1} with probability θ of 1.
 
-    It is the joint probability again, read the other way round: there θ is fixed and the data vary, here the data were
+    It is the joint probability read the other way round: there θ is fixed and the data vary, here the data were
     observed and θ varies. As a function of θ it does not integrate to 1. θ^y (1-θ)^(1-y) is θ where y = 1 and 1-θ where
     y = 0: both cases in one expression.
     """
@@ -60,7 +60,7 @@ def nll(probabilities: ArrayLike) -> float:
 def surprisal(probabilities: ArrayLike) -> Array:
     """-ln q(x) of each outcome: 0 where it was certain, unbounded as it approaches impossible.
 
-    Surprises of independent events add, because their probabilities multiply; up to the unit, minus the logarithm is
+    Surprisals of independent events add, because their probabilities multiply; up to the unit, minus the logarithm is
     the only continuous function that does so. At .9, .5 and .01 it is .105, .693 and 4.605: sure and wrong costs most.
     """
     with np.errstate(divide="ignore"):
@@ -68,16 +68,15 @@ def surprisal(probabilities: ArrayLike) -> Array:
 
 
 def entropy(p: ArrayLike) -> float:
-    """H(p) = -Σ p ln p, the expected surprisal of a distribution that is believed rightly; 0 ln 0 is 0, its limit."""
+    """H(p) = -Σ p ln p, the expected surprisal when beliefs equal the true distribution; 0 ln 0 is 0, its limit."""
     return cross_entropy(p, p)
 
 
 def cross_entropy(p: ArrayLike, q: ArrayLike) -> float:
     """H(p, q) = -Σ p ln q, the expected surprisal under beliefs q when outcomes follow p.
 
-    With p one-hot at the observed class t only -ln q_t is left, the NLL of that observation; so the mean
-    cross-entropy of
-    a data set to a model is its mean NLL, and minimising either is maximum likelihood.
+    With p one-hot at the observed class t only -ln q_t is left, the NLL of that observation; so the mean cross-entropy
+    of a data set to a model is its mean NLL, and minimising either is maximum likelihood.
     """
     p, q = _array(p), _array(q)
     happens = p > 0
@@ -88,8 +87,8 @@ def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
     """KL(p‖q) = Σ p ln(p/q) = H(p, q) - H(p) >= 0: the surprisal that believing q rather than p costs.
 
     From H(p, q) = -Σ p ln q = -Σ p ln p + Σ p ln(p/q). H(p) does not depend on the model, so minimising
-    cross-entropy is
-    minimising KL(p‖q). It is 0 if and only if q = p (Gibbs), and infinite where q excludes what can happen.
+    cross-entropy is minimising KL(p‖q). It is 0 if and only if q = p (Gibbs), and infinite where q excludes what can
+    happen.
     """
     p, q = _array(p), _array(q)
     happens = p > 0
@@ -135,9 +134,7 @@ def binary_nll_from_logits(y_true: ArrayLike, logits: ArrayLike) -> float:
 
 
 def log_sum_exp(z: ArrayLike) -> Array:
-    """ln Σ exp(z) over the last axis = m + ln Σ exp(z - m) for any m; with m = max z no term exceeds 1, and one is
-    1.
-    """
+    """ln Σ exp(z) over the last axis = m + ln Σ exp(z - m) for any m; at m = max z no term is above 1, and one is 1."""
     z = _array(z)
     maximum = z.max(axis=-1, keepdims=True)
     return (maximum + np.log(np.exp(z - maximum).sum(axis=-1, keepdims=True))).squeeze(-1)
@@ -172,7 +169,7 @@ def smooth_labels(num_classes: int, target: int, epsilon: float) -> Array:
     The cross-entropy to q is least at p = q, that is at a finite difference of logits. K = 4 and ε = 0.1 give
     [0.025, 0.925, 0.025, 0.025] for t = 1.
     """
-    return (1 - epsilon) * np.eye(num_classes)[target] + epsilon / num_classes
+    return _smoothed(np.eye(num_classes)[target], epsilon)
 
 
 # 5. Sequences
@@ -221,7 +218,7 @@ class Objective:
 def softmax_objective(
     u: ArrayLike, targets: ArrayLike, options: LossOptions, soft_targets: ArrayLike | None = None
 ) -> Objective:
-    """Everything that softmax_nll and linear_nll compute, for logits u (N, V), by the definitions in LossOptions.
+    """Compute what softmax_nll and linear_nll compute, for logits u (N, V), by the definitions in LossOptions.
 
     With s = c tanh(u/c), z = s/T and J = lse(z) - q·z + λ lse(z)²:
 
@@ -237,15 +234,13 @@ def softmax_objective(
     t = np.where(valid, y, 0)
     tokens, num_classes = np.arange(len(u)), u.shape[1]
 
-    hyperbolic = np.zeros_like(u) if options.softcap is None else np.tanh(u / options.softcap)
-    s = u if options.softcap is None else options.softcap * hyperbolic
-    z = s / options.temperature
+    z, slope = _logits(u, options)
     p, lse = softmax(z), log_sum_exp(z)
     true = np.eye(num_classes)[t] if soft_targets is None else _array(soft_targets)
-    q = (1 - options.label_smoothing) * true + options.label_smoothing / num_classes
+    q = _smoothed(true, options.label_smoothing)
 
     objective = lse - _dot(q, z) + options.z_loss * lse**2
-    gradient = ((1 + 2 * options.z_loss * lse[:, None]) * p - q) * (1 - hyperbolic**2) / options.temperature
+    gradient = ((1 + 2 * options.z_loss * lse[:, None]) * p - q) * slope
     shifted = z - z.max(axis=1, keepdims=True)
     mean = _dot(p, shifted)
     return Objective(
@@ -275,13 +270,10 @@ def distilled_objective(
     p = softmax(z/τ) and p' = softmax(z'/τ) with z and z' of the student and the teacher by their own options. From
     H(p', p) = lse(z/τ) - p'·z/τ follows ∂H/∂z = (p - p')/τ, so the soft part adds w·τ·(p - p') to the gradient in z.
     """
-    u, teacher_u = _array(u), _array(teacher_u)
     hard = softmax_objective(u, targets, options)
-    z, teacher_z = _logits(u, options), _logits(teacher_u, teacher_options)
+    (z, slope), (teacher_z, _) = _logits(_array(u), options), _logits(_array(teacher_u), teacher_options)
     p, teacher_p = softmax(z / temperature), softmax(teacher_z / temperature)
-    soft = np.array([cross_entropy(q, r) for q, r in zip(teacher_p, p, strict=True)]).reshape(len(u))
-    hyperbolic = np.zeros_like(u) if options.softcap is None else np.tanh(u / options.softcap)
-    slope = (1 - hyperbolic**2) / options.temperature  # ∂z/∂u
+    soft = np.array([cross_entropy(q, r) for q, r in zip(teacher_p, p, strict=True)]).reshape(len(z))
     gradient = (1 - weight) * hard.gradient + weight * temperature * (p - teacher_p) * slope * hard.valid[:, None]
     return replace(
         hard,
@@ -290,10 +282,17 @@ def distilled_objective(
     )
 
 
-def _logits(u: Array, options: LossOptions) -> Array:
-    """z = s/T with s = c tanh(u/c)."""
-    s = u if options.softcap is None else options.softcap * np.tanh(u / options.softcap)
-    return s / options.temperature
+def _logits(u: Array, options: LossOptions) -> tuple[Array, Array]:
+    """z = s/T with s = c tanh(u/c), and ∂z/∂u = (1 - tanh²(u/c))/T; without a cap s = u."""
+    if options.softcap is None:
+        return u / options.temperature, np.full_like(u, 1 / options.temperature)
+    hyperbolic = np.tanh(u / options.softcap)
+    return options.softcap * hyperbolic / options.temperature, (1 - hyperbolic**2) / options.temperature
+
+
+def _smoothed(q: Array, epsilon: float) -> Array:
+    """(1-ε) q + ε/K: a share ε of each target distribution is spread evenly over all K classes."""
+    return (1 - epsilon) * q + epsilon / q.shape[-1]
 
 
 def _dot(weights: Array, values: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What every loss of this package returns, and the reduction of the objective."""
+"""The result that every loss of this package returns, and the reduction of the objective."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from nanolm.loss.options import Reduction
 
 @dataclass(frozen=True)
 class NLLResult:
-    """The objective of N tokens (or examples) and, per token, what calibration needs.
+    """The objective of N tokens (or examples) and the statistics of each token.
 
-    The statistics are detached, float64 for float64 input and float32 otherwise. They speak of p = softmax(z), the
-    distribution after softcap and temperature, and of the hard target; neither smoothing, soft targets nor the z-loss
-    touches them. Those that were not asked for are None.
+    The statistics are detached, float64 for float64 input and float32 otherwise. They describe p = softmax(z), the
+    distribution after softcap and temperature, and the hard target; smoothing, soft targets and the z-loss do not
+    change them. Those that were not asked for are None.
 
     objective: what to minimise, in nats: a scalar, or (N,) with reduction="none"; the only differentiable field
     nll: (N,) true negative log-likelihood -ln p[target] in nats; 0 at ignored tokens
@@ -22,7 +22,7 @@ class NLLResult:
     confidence: (N,) largest probability
     correct: (N,) bool, whether the first largest logit is the target's; False at ignored tokens
     entropy: (N,) entropy of p in nats
-    sum_squared_probabilities: (N,) Σ p², what the Brier score needs besides confidence and p[target]
+    sum_squared_probabilities: (N,) Σ p², what the Brier score needs in addition to confidence and p[target]
     logit_variance: (N,) variance of z under p, the curvature of the NLL in ln(1 / temperature)
     """
 
@@ -38,9 +38,7 @@ class NLLResult:
 
 
 def reduce(objective: Tensor, count: Tensor, reduction: Reduction) -> Tensor:
-    """(N,) objective, 0 at ignored tokens, to its sum, its mean over the ``count`` valid ones (0 over none), or
-    itself.
-    """
+    """Reduce an (N,) objective, 0 at ignored tokens; "mean" is over the ``count`` valid ones, 0 over none."""
     if reduction == "none":
         return objective
     total = objective.sum()

@@ -1,11 +1,12 @@
-"""Operations on rows of logits: (C, V) arrays so large that each pass over one is counted.
+"""Operations on rows of logits: (C, V) arrays so large that every pass over one counts.
 
-They are here to keep the mathematics of ``fused`` free of how it is made fast: a position of the maximum for the
-price of the maximum, moments block by block within the processor's cache, products that accumulate in float32.
+They make ``fused`` fast and leave its mathematics readable: the position of the maximum at the cost of the maximum,
+moments computed block by block within the processor's cache, products that accumulate in float32.
 """
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +19,15 @@ from nanolm.loss.options import LossOptions
 _BLOCK_COLUMNS = 128
 _MIN_COLUMNS_FOR_TWO_STAGES = 256
 
-# What a block of rows may take in the cache between the steps of a computation.
-_CACHE_BYTES = 4 * 2**20
+CACHE_BYTES = 4 * 2**20  # of a block of rows that stays in the processor's cache
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Bytes of logits worked on at a time: the fewest, the most, and the rows that the products want in between.
+    """Bytes of logits to work on at a time: enough for ``rows`` rows, between the fewest and the most.
 
-    On the CPU memory that is asked for anew costs a page fault for every page, so fewer bytes are faster as long as the
-    products have rows enough; a GPU needs more rows to be filled (docs/numerics.md).
+    On the CPU newly allocated memory costs a page fault for every page, so fewer bytes are faster as long as the
+    products have rows enough; a GPU needs more rows to be busy (docs/numerics.md).
     """
 
     fewest_bytes: int
@@ -39,7 +39,7 @@ WORKSPACES = {"cpu": Workspace(16 * 2**20, 100 * 2**20, 512), "cuda": Workspace(
 
 
 def rows_per_chunk(num_tokens: int, bytes_per_row: int, device: torch.device) -> int:
-    """Rows of nearly equal chunks that each fit the device's workspace."""
+    """Choose the number of rows of nearly equal chunks that each fit the device's workspace."""
     workspace = WORKSPACES.get(device.type, WORKSPACES["cuda"])
     num_bytes = min(workspace.most_bytes, max(workspace.fewest_bytes, workspace.rows * bytes_per_row))
     num_chunks = max(1, -(-num_tokens * bytes_per_row // num_bytes))
@@ -47,10 +47,10 @@ def rows_per_chunk(num_tokens: int, bytes_per_row: int, device: torch.device) ->
 
 
 def first_max(z: Tensor) -> tuple[Tensor, Tensor]:
-    """(C, V) to the maximum of each row, (C, 1), and the first position that holds it, (C, 1) int64.
+    """Find the maximum of each row of (C, V), (C, 1), and the first position that holds it, (C, 1) int64.
 
-    torch's max with positions takes three to four times as long as without. So the maxima of blocks come first, one
-    pass; then the first block that holds the row's maximum is searched.
+    torch's max with positions takes three to four times as long as the one without. So one pass takes the maxima of
+    blocks, and only the first block that holds the row's maximum is searched.
     """
     num_columns = z.shape[1]
     if num_columns < _MIN_COLUMNS_FOR_TWO_STAGES:
@@ -68,10 +68,10 @@ def first_max(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moments(z: Tensor, maximum: Tensor, first: Tensor, p: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """p at ``first``, E_p[z - m], Var_p[z] and Σ p², each (C, 1), for p = softmax(z) and m = max z.
+    """Compute p at ``first``, E_p[z - m], Var_p[z] and Σ p², each (C, 1), for p = softmax(z) and m = max z.
 
     -inf times a p of 0 is 0. The variance is E_p[(z - m)²] - E_p[z - m]²: little cancels, since the mean is at most
-    ln V below 0. Where p is None, it is formed block by block and never leaves the cache.
+    ln V below 0. Where p is None, it is formed block by block and stays in the cache.
     """
     # Below this, exp(z - m) is 0 and so is p; raising z - m to it changes nothing but what would be -inf.
     floor = 2 * math.log(torch.finfo(z.dtype).tiny)
@@ -89,7 +89,7 @@ def moments(z: Tensor, maximum: Tensor, first: Tensor, p: Tensor | None) -> tupl
 
 
 def expectation(q: Tensor, z: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ q (z - m) and Σ q, each (C, 1), for any q; a q of 0 times anything is 0."""
+    """Compute Σ q (z - m) and Σ q, each (C, 1), for weights q and logits z (C, V) and m (C, 1); 0 · anything is 0."""
     expectations, totals = [], []
     for rows, weights, weighted in _cached_rows(z, num_buffers=2):
         weights.copy_(q[rows])
@@ -100,20 +100,20 @@ def expectation(q: Tensor, z: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def entropy_from_gap(nll: Tensor, gap: Tensor, log_sum: Tensor, confidence: Tensor, num_classes: int) -> Tensor:
-    """nll - gap, brought back between the bounds of an entropy where rounding at large logits moved it; all (C, 1).
+    """Compute the entropy nll - gap, clamped to its bounds where rounding at large logits moved it; all (C, 1).
 
-    It is at least the min-entropy -ln p_max = log_sum. It is at most that of the doubt d = 1 - p_max spread evenly over
-    the other classes, -(1-d) ln(1-d) - d ln d + d ln(V-1), whose first term is at most d.
+    It is at least the min-entropy -ln p_max = log_sum. It is at most that of d = 1 - p_max spread evenly over the other
+    classes, -(1-d) ln(1-d) - d ln d + d ln(V-1), whose first term is at most d.
     """
     largest = torch.finfo(nll.dtype).max
-    entropy = nll.clamp(max=largest) - gap.clamp(max=largest)  # both infinite: the difference is not known, but not NaN
-    doubt = 1 - confidence
-    upper = torch.special.entr(doubt).add_(doubt, alpha=1 + math.log(max(1, num_classes - 1)))
+    entropy = nll.clamp(max=largest) - gap.clamp(max=largest)  # where both are infinite: unknown, but not NaN
+    rest = 1 - confidence
+    upper = torch.special.entr(rest).add_(rest, alpha=1 + math.log(max(1, num_classes - 1)))
     return entropy.clamp_(min=log_sum, max=torch.maximum(upper, log_sum))
 
 
 def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype that hidden states and a head's weight are multiplied in: theirs, or autocast's where it is on."""
+    """Return the dtype of the product of hidden states and a head's weight: theirs, or autocast's where it is on."""
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     device = hidden.device.type
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
@@ -121,10 +121,15 @@ def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return dtype
 
 
-def head_logits(h: Tensor, weight: Tensor, bias: Tensor | None, options: LossOptions, out: Tensor) -> Tensor:
-    """z = s / temperature with s = softcap · tanh(u / softcap), u = hWᵀ + b, written into ``out`` (C, V).
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context without autocast, for code that has chosen every dtype itself."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
-    Temperature alone costs no pass.
+
+def head_logits(h: Tensor, weight: Tensor, bias: Tensor | None, options: LossOptions, out: Tensor) -> Tensor:
+    """Write z = s / temperature with s = softcap · tanh(u / softcap), u = hWᵀ + b, into ``out`` (C, V); return it.
+
+    A temperature without a softcap costs no pass.
     """
     softcap, temperature = options.softcap, options.temperature
     divisor = temperature if softcap is None else softcap
@@ -137,9 +142,9 @@ def head_logits(h: Tensor, weight: Tensor, bias: Tensor | None, options: LossOpt
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor, *, scale: float = 1.0, accumulate: bool = False) -> Tensor:
-    """out = scale · ab, or out += scale · ab, where out may have a wider dtype than a and b. Returns out.
+    """Write scale · ab into ``out``, or add it; return it. ``out`` may have a wider dtype than a and b.
 
-    CUDA then keeps the float32 sums of its low-precision product; torch's CPU product rounds them once.
+    In that case CUDA keeps the float32 sums of its low-precision product; torch's CPU product rounds them once.
     """
     if a.dtype == out.dtype:
         return torch.addmm(out, a, b, beta=int(accumulate), alpha=scale, out=out)
@@ -148,11 +153,11 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, *, scale: float = 1.0, accumulat
 
 
 def _cached_rows(z: Tensor, num_buffers: int) -> Iterator[tuple[Any, ...]]:
-    """Slices of rows of z that stay in the cache, each with buffers of its shape; on a GPU one slice of all."""
+    """Yield slices of rows of z that fit the cache, each with buffers of its shape; on a GPU one slice of all."""
     num_rows, num_columns = z.shape
     step = max(1, num_rows)
     if z.device.type == "cpu":
-        step = max(1, min(step, _CACHE_BYTES // (num_columns * z.element_size())))
+        step = max(1, min(step, CACHE_BYTES // (num_columns * z.element_size())))
     buffers = z.new_empty((num_buffers, step, num_columns))
     for start in range(0, max(1, num_rows), step):
         length = min(step, num_rows - start)

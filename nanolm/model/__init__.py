@@ -1,4 +1,4 @@
-"""The decoder and how text is drawn from it."""
+"""The decoder, and drawing text from it."""
 
 from nanolm.model.generate import generate
 from nanolm.model.gpt import GPT, KVCache

@@ -1,4 +1,4 @@
-"""Drawing text from a model, one token at a time."""
+"""Draw text from a model, one token at a time."""
 
 from collections.abc import Sequence
 
@@ -27,13 +27,14 @@ def generate(
     """Continue a prompt by up to ``max_new_tokens`` tokens; an end-of-text ends it and is not returned.
 
     An empty prompt starts from end-of-text, as documents do in training. An end-of-text never follows another one:
-    training has no document without text, so what a model says of that was not learnt. ``context`` is the longest
-    window the model was trained on: when it is full, the last half of it is read anew from position 0, so that no
-    position is ever used that training has not seen. ``softcap`` is the training objective's (``loss.softcap``). The
-    other arguments are those of ``next_token``. The model is left in the mode it was in.
+    training has no empty documents, so the model has not learnt that case. ``context`` is the longest window the model
+    was trained on: when it is full, its last half is read again from position 0, so that no position is used that
+    training has not seen. ``softcap`` is that of the training objective. The model's mode, training or evaluation, is
+    restored. The other arguments are those of ``next_token`` and ``candidates``; raises ConfigError where one is out of
+    range.
     """
     if context < 1 or max_new_tokens < 0:
-        raise ConfigError(f"context must be >= 1 and max_new_tokens >= 0, found {context} and {max_new_tokens}")
+        raise ConfigError(f"expected context >= 1 and max_new_tokens >= 0, found {context} and {max_new_tokens}")
     was_training = model.training
     model.eval()
     try:
@@ -64,8 +65,8 @@ def next_token(
 ) -> int:
     """Draw one token from logits (V,).
 
-    ``temperature`` divides the logits; 0 takes the most likely token and draws nothing. ``generator`` is a generator
-    on the CPU, the caller's own: torch's global stream is never touched.
+    ``temperature`` divides the logits; 0 takes the most likely token and draws nothing. ``generator`` is the caller's
+    own, on the CPU: torch's global random stream is never used.
     """
     if temperature == 0:
         return int(logits.argmax())
@@ -76,21 +77,20 @@ def next_token(
 def candidates(
     logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The tokens that may be drawn from logits (V,), most likely first, and their probabilities (float64, sum 1).
+    """Return the probabilities (float64, sum 1) and the ids of the tokens that may be drawn, most likely first.
 
-    ``top_k`` keeps the k most likely tokens. ``top_p`` keeps, of those, the shortest run of most likely tokens that
-    holds at least this share of the probability (Holtzman et al. 2020, arXiv:1904.09751); 1 keeps them all. Among
-    equally likely tokens the lower id counts as more likely. Computed on the CPU, so that equal logits and seeds
-    give equal draws on any device.
+    ``logits`` are (V,). ``top_k`` keeps the k most likely tokens. ``top_p`` keeps, of those, the shortest run of most
+    likely tokens that holds at least this share of the probability (Holtzman et al. 2020, arXiv:1904.09751); 1 keeps
+    them all. Among equally likely tokens the lower id comes first. The computation is on the CPU, so that equal logits
+    and seeds give equal draws on any device.
     """
     if not temperature > 0:
-        raise ConfigError(f"temperature must be >= 0, found {temperature}")
+        raise ConfigError(f"temperature: expected at least 0, found {temperature}")
     if top_k is not None and top_k < 1:
-        raise ConfigError(f"top_k must be >= 1, found {top_k}; null keeps all tokens")
+        raise ConfigError(f"top_k: expected at least 1, or null for all tokens, found {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
-        raise ConfigError(f"top_p must lie in (0, 1], found {top_p}; null keeps all tokens")
-    logits = logits.detach().cpu().double()
-    logits, tokens = logits.sort(descending=True, stable=True)
+        raise ConfigError(f"top_p: expected a share in (0, 1], or null for all tokens, found {top_p}")
+    logits, tokens = logits.detach().cpu().double().sort(descending=True, stable=True)
     logits, tokens = logits[:top_k], tokens[:top_k]
     probabilities = ((logits - logits[0]) / temperature).softmax(0)  # the shift keeps tiny temperatures finite
     if top_p is not None and top_p < 1:

@@ -1,14 +1,13 @@
-"""A decoder-only transformer, in structure exactly Qwen3 (Yang et al. 2025, arXiv:2505.09388).
+"""A decoder-only transformer with exactly the structure of Qwen3 (Yang et al. 2025, arXiv:2505.09388).
 
-Pre-normalised residual blocks of causal grouped-query attention, with RMS-normalised queries and keys and
-rotary positions, and a SwiGLU; no biases anywhere. Parameters carry the names that Hugging Face's Qwen3 gives
-them, so that an export is a plain copy.
+Pre-normalised residual blocks of causal grouped-query attention, with RMS-normalised queries and keys and rotary
+positions, and a SwiGLU; no biases. The parameters have the names of Hugging Face's Qwen3, so an export is a plain copy.
 
-The model maps tokens to hidden states and stops there. The head belongs to the loss, which multiplies hidden
-states by ``model.head_weight`` chunk by chunk and never holds the (tokens x vocabulary) logits.
+The model maps tokens to hidden states and stops there. The head belongs to the loss, which multiplies hidden states by
+``model.head_weight`` chunk by chunk and never holds the (tokens x vocabulary) logits.
 
-Shapes: B sequences, T tokens each, D = hidden_size, H query heads, K key/value heads, d = head_dim, V tokens in
-the vocabulary.
+Shapes: B sequences, T tokens each, D = hidden_size, H query heads, K key and value heads, d = head_dim, V tokens in the
+vocabulary, S tokens seen so far, the T new ones included.
 """
 
 import torch
@@ -16,40 +15,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanolm.config.schema import ModelConfig
-from nanolm.errors import ConfigError
 
 
 class KVCache:
-    """The keys and values of the ``length`` tokens seen so far: what generation need not compute twice.
-
-    Buffers of shape (B, K, capacity, d) come into being with the first tokens, in the type that these have.
-    """
+    """Keep the keys and values of the ``length`` tokens seen so far, so that generation computes each once."""
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
+        self.capacity, self.length = capacity, 0
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, d) keys and values behind those seen so far and return all of them.
+        """Store (B, K, T, d) keys and values after those seen so far and return all of them, (B, K, S, d).
 
-        ``length`` stays as it is until the model has taken the same tokens through every layer.
+        ``length`` is unchanged until the model has taken the same tokens through every layer.
         """
         batch, heads, num_tokens, head_dim = keys.shape
         end = self.length + num_tokens
         if end > self.capacity:
             raise ValueError(f"a KV cache of {self.capacity} tokens cannot hold {end}")
-        if layer not in self._buffers:
+        if layer not in self._buffers:  # made here, in the dtype of the first tokens
             shape = (batch, heads, self.capacity, head_dim)
             self._buffers[layer] = (keys.new_empty(shape), values.new_empty(shape))
-        for buffer, new in zip(self._buffers[layer], (keys, values), strict=True):
-            buffer[:, :, self.length : end] = new
         all_keys, all_values = self._buffers[layer]
+        all_keys[:, :, self.length : end] = keys
+        all_values[:, :, self.length : end] = values
         return all_keys[:, :, :end], all_values[:, :, :end]
 
 
 def rotary_table(start: int, end: int, dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (T, d) each, of positions start..end-1: angle p * theta^(-2i/d) for the pair (i, i + d/2).
+    """Compute cosines and sines, (end - start, dim) each, of positions p: angle p theta^(-2i/dim) for (i, i + dim/2).
 
     Su et al. 2021 (arXiv:2104.09864), in the half-split pairing of Llama and Qwen.
     """
@@ -59,37 +53,38 @@ def rotary_table(start: int, end: int, dim: int, theta: float, device: torch.dev
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i+d/2}) of (..., T, d) by its position's angle."""
+    """Rotate each pair (x_i, x_{i+d/2}) of (..., T, d) by the angle of its position."""
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat((-second, first), -1) * sin
 
 
 class Attention(nn.Module):
-    """softmax(q kᵀ / sqrt(d)) v over the past, H / K query heads sharing each key and value head."""
+    """Attend to the past, softmax(q kᵀ / sqrt(d)) v; H / K query heads share each key and value head."""
 
-    def __init__(self, config: ModelConfig, head_dim: int, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        width, query_heads, key_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-        self.layer, self.head_dim, self.dropout = layer, head_dim, config.dropout
-        self.q_proj = nn.Linear(width, query_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(width, key_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(width, key_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(query_heads * head_dim, width, bias=False)
-        self.q_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
-        self.k_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
+        self.layer, self.head_dim, self.dropout = layer, head_dim_of(config), config.dropout
+        query_width = config.num_attention_heads * self.head_dim
+        key_width = config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=False)
+        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        batch, num_tokens, _ = x.shape
+        batch, num_tokens, _ = x.shape  # (B, T, D)
         heads = (batch, num_tokens, -1, self.head_dim)
         q = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), cos, sin)  # (B, H, T, d)
         k = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), cos, sin)  # (B, K, T, d)
-        v = self.v_proj(x).view(heads).transpose(1, 2)
+        v = self.v_proj(x).view(heads).transpose(1, 2)  # (B, K, T, d)
         num_past, mask = 0, None
         if cache is not None:
             num_past = cache.length
-            k, v = cache.append(self.layer, k, v)
+            k, v = cache.append(self.layer, k, v)  # (B, K, S, d)
         if num_past and num_tokens > 1:  # token t sees the past and the first t + 1 of the new ones
-            mask = x.new_ones(num_tokens, num_past + num_tokens, dtype=torch.bool).tril(num_past)
+            mask = x.new_ones(num_tokens, num_past + num_tokens, dtype=torch.bool).tril(num_past)  # (T, S)
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -98,8 +93,8 @@ class Attention(nn.Module):
             is_causal=num_past == 0,
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=q.shape[1] != k.shape[1],
-        )
-        output: Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, num_tokens, -1))
+        )  # (B, H, T, d)
+        output: Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, num_tokens, -1))  # (B, T, H d) to (B, T, D)
         return output
 
 
@@ -113,43 +108,43 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        output: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (B, T, intermediate) inside
         return output
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: ModelConfig, head_dim: int, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = Attention(config, head_dim, layer)
+        self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
         self.dropout = config.dropout
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, cache)  # (B, T, D), as x throughout
         x = x + F.dropout(attended, self.dropout, self.training)
         computed = self.mlp(self.post_attention_layernorm(x))
         return x + F.dropout(computed, self.dropout, self.training)
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks, final norm: what Hugging Face calls ``model`` inside the causal language model."""
+    """Embedding, blocks, final norm: ``model`` of Hugging Face's causal language models."""
 
-    def __init__(self, config: ModelConfig, head_dim: int, vocab_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        self.head_dim, self.rope_theta = head_dim, config.rope_theta
+        self.head_dim, self.rope_theta = head_dim_of(config), config.rope_theta
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, head_dim, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.dropout = config.dropout
 
     def forward(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
         start = cache.length if cache is not None else 0
         end = start + tokens.shape[1]
-        x = F.dropout(self.embed_tokens(tokens), self.dropout, self.training)
+        x = F.dropout(self.embed_tokens(tokens), self.dropout, self.training)  # (B, T) to (B, T, D)
         cos, sin = (table.to(x.dtype) for table in rotary_table(start, end, self.head_dim, self.rope_theta, x.device))
         for layer in self.layers:
             x = layer(x, cos, sin, cache)
@@ -160,21 +155,18 @@ class Decoder(nn.Module):
 
 
 class GPT(nn.Module):
-    """The language model: ``forward`` gives hidden states, ``head_weight`` turns them into logits.
-
-    Raises ConfigError if the heads cannot be formed from the configuration.
-    """
+    """The language model: ``forward`` returns hidden states, ``head_weight`` turns them into logits."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
-        self.model = Decoder(config, head_dim_of(config), vocab_size)
-        # Tied, there is no second matrix: head_weight is the embedding, and the state holds one tensor.
+        self.model = Decoder(config, vocab_size)
+        # A tied head is the embedding, so that the state holds one tensor.
         self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, vocab_size, bias=False)
         self.initialize()
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Hidden states (B, T, D) after the final norm, of tokens (B, T) that follow those in the cache, if any."""
+        """Compute hidden states (B, T, D) after the final norm for tokens (B, T) that follow those in the cache."""
         hidden: Tensor = self.model(tokens, cache)
         return hidden
 
@@ -185,9 +177,9 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Draw all weights anew from torch's global generator; norms become ones.
+        """Draw all weights from torch's global generator; norms become ones.
 
-        The projections that write to the residual stream start at zero, so that every block begins as the identity.
+        The projections that write to the residual stream start at zero, so every block starts as the identity.
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
@@ -198,11 +190,11 @@ class GPT(nn.Module):
                 parameter.normal_(std=self.config.initializer_range)
 
     def num_parameters(self) -> int:
-        """Trainable numbers, tied weights counted once."""
+        """Count the trainable numbers, tied weights once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self, sequence_length: int) -> int:
-        """Floating-point operations of one training token, forward and backward, for model FLOPs utilisation.
+        """Count the floating-point operations of one training token, forward and backward, for MFU.
 
         6 N + 12 L H d T (Chowdhery et al. 2022, arXiv:2204.02311, appendix B): N are the numbers in weight matrices
         that multiply, the head's included and the embedding's look-up not; the second term is attention over the
@@ -214,20 +206,5 @@ class GPT(nn.Module):
 
 
 def head_dim_of(config: ModelConfig) -> int:
-    """The width of a head, given or derived; ConfigError if the heads do not fit."""
-    if config.num_attention_heads % config.num_key_value_heads:
-        raise ConfigError(
-            f"model.num_key_value_heads must divide model.num_attention_heads = {config.num_attention_heads}, "
-            f"found {config.num_key_value_heads}"
-        )
-    if config.head_dim is None and config.hidden_size % config.num_attention_heads:
-        raise ConfigError(
-            f"model.num_attention_heads must divide model.hidden_size = {config.hidden_size}, "
-            f"found {config.num_attention_heads}; change one of them or set model.head_dim"
-        )
-    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-    if head_dim % 2:
-        raise ConfigError(
-            f"the width of a head must be even for rotary positions, found {head_dim}; set model.head_dim"
-        )
-    return head_dim
+    """Return the width of a head, given or derived; ``ModelConfig`` has checked that the heads fit."""
+    return config.head_dim or config.hidden_size // config.num_attention_heads

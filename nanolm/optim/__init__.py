@@ -1,4 +1,4 @@
-"""Muon, AdamW, and the schedule of their rates."""
+"""Muon, AdamW, and the schedule of their learning rates."""
 
 from nanolm.optim.groups import Optimizers, build_optimizer
 from nanolm.optim.muon import Muon

@@ -1,6 +1,5 @@
 """Self-contained HTML pages: one file, no server, nothing loaded from elsewhere."""
 
-from nanolm.report.baseline import write_baseline_report
-from nanolm.report.pages import write_evaluation_report, write_run_report
+from nanolm.report.pages import publish, reliability_lines, summary, write_run_page, write_split_page
 
-__all__ = ["write_baseline_report", "write_evaluation_report", "write_run_report"]
+__all__ = ["publish", "reliability_lines", "summary", "write_run_page", "write_split_page"]

@@ -1,15 +1,16 @@
-"""What a person sees: progress and notes on standard error, results on standard output.
+"""The console: progress and notes on standard error, results on standard output.
 
-On a terminal, progress is a live bar with its figures. Everywhere else (a file, a pipe, ``TERM=dumb``,
-``NO_COLOR``) it is plain lines without a single control code. Whatever is said here goes to the ``nanolm``
-logger too, so that ``train.log`` tells the same story. A text may be a stranger's: control characters are
-written out, but for results that go elsewhere than to a terminal, which are exact.
+On a terminal, progress is a live bar with metrics below it. Everywhere else (a file, a pipe, ``TERM=dumb``,
+``NO_COLOR``) it is plain lines without control codes. Everything goes to the ``nanolm`` logger as well, and so into
+``train.log``. Text may be untrusted: control characters are escaped, except in results that do not go to a terminal,
+which are exact.
 """
 
 import contextlib
 import logging
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,32 +18,24 @@ from typing import TYPE_CHECKING, TextIO
 
 from nanolm.errors import visible
 from nanolm.tracking.metrics_file import Line
-from nanolm.tracking.rates import seconds_left
+from nanolm.tracking.tables import aligned
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
-    from rich.table import Table
 
 logger = logging.getLogger("nanolm")
-# What a library does so that Python does not print its messages a second time where no log is set up.
-logger.addHandler(logging.NullHandler())
+logger.addHandler(logging.NullHandler())  # without it, Python prints the messages a second time where no log is set up
 
 SECONDS_BETWEEN_FRAMES = 0.2
 SECONDS_BETWEEN_PLAIN_LINES = 5.0
 
 
-def is_live(stream: TextIO) -> bool:
-    """Whether a stream is a terminal that may be drawn on."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
-
-
 class Console:
-    """Progress of the training steps and of other long work, notes, and results.
+    """Show the progress of training steps and of other long work, notes, and results.
 
-    A display that breaks (a closed terminal, a full log partition) goes silent; it never stops the work.
-    Results are what the user asked for, so there an error is an error; the scripts print on streams that have none
-    (``nanolm.config.streams``), when all files are written.
+    A display that breaks (a closed terminal, a full log partition) goes silent and never stops the work. A result that
+    cannot be printed is an error, because it is what the user asked for.
     """
 
     def __init__(
@@ -54,125 +47,102 @@ class Console:
         stderr: TextIO | None = None,
         stdout: TextIO | None = None,
     ) -> None:
-        """The limits tell the time left; ``log_every`` is the number of steps between plain lines."""
-        self._max_steps = max_steps
-        self._max_seconds = max_seconds
-        self._log_every = log_every
-        self._stderr = stderr or sys.stderr
-        self._stdout = stdout or sys.stdout
-        self._bar = _Bar(self._stderr) if is_live(self._stderr) else None
+        """Prepare for a run with these limits; ``log_every`` is the number of steps between plain lines."""
+        self._max_steps, self._max_seconds, self._log_every = max_steps, max_seconds, log_every
+        self._stderr, self._stdout = stderr or sys.stderr, stdout or sys.stdout
+        plain = not self._stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+        self._bar = None if plain else _Bar(self._stderr)
         self._val_nll: float | None = None
         self._first_step: int | None = None
-        self._unsaid: str | None = None
+        self._held_back: str | None = None
 
     def step(self, line: Line) -> None:
         """Show a line of the metrics file."""
         step, elapsed = int(_number(line, "step")), _number(line, "train/seconds", 0.0)
+        nll, tokens_per_second = _number(line, "train/nll"), _number(line, "train/tokens_per_second", 0.0)
         if "val/nll" in line:
             self._val_nll = _number(line, "val/nll")
-        fraction, count = self._position(step, elapsed)
-        left = self._left(line, step, elapsed)
-        figures = self._figures(line)
-        text = " | ".join([count, *figures, *left])
-        if self._bar:
-            self._bar.show(fraction, [count, *left, f"{duration(elapsed)} so far"], figures)
         self._first_step = self._first_step or step
+
+        position, fractions, seconds_left = f"step {step:,}", [], []
+        if self._max_steps:
+            position += f"/{self._max_steps:,}"
+            fractions.append(step / self._max_steps)
+            if tokens_per_second > 0:
+                seconds_left.append((self._max_steps - step) * _number(line, "tokens") / step / tokens_per_second)
+        if self._max_seconds:
+            fractions.append(elapsed / self._max_seconds)
+            seconds_left.append(self._max_seconds - elapsed)
+        fraction = min(1.0, max(fractions, default=0.0))
+        position += f" ({fraction:.0%})" if fractions else ""
+        times = [f"{duration(max(0.0, min(seconds_left)))} left"] if seconds_left else []
+
+        metrics = [f"nll {nll:.3f}", f"ppl {number(math.exp(nll) if nll < 700 else nll)}"]
+        metrics += [] if self._val_nll is None else [f"val {self._val_nll:.3f}"]
+        metrics += [f"{tokens_per_second:,.0f} tok/s"] if tokens_per_second else []
         due = step % self._log_every == 0 or step in (self._first_step, self._max_steps) or "val/nll" in line
-        self._unsaid = None if due else text
-        if due:
-            self._say(text, above_bar=False)
+        self._show(fraction, [position, *times], metrics, due)
+
+    @contextlib.contextmanager
+    def progress(self, title: str, unit: str = "bytes") -> Iterator[Callable[[int, int | None], None]]:
+        """Yield ``update(done, total)``, which shows the progress of work that is counted in ``unit``."""
+        scale, digits, name = (1e6, 1, "MB") if unit == "bytes" else (1, 0, unit)
+        start = last = time.monotonic()
+
+        def update(done: int, total: int | None = None) -> None:
+            nonlocal last
+            now = time.monotonic()
+            rate = done / max(now - start, 1e-9)
+            fraction, position, amount = 0.0, [title], f"{done / scale:,.{digits}f}"
+            if total and done <= total:  # it may be an estimate that was too low
+                fraction = done / total
+                position = [f"{title} ({fraction:.0%})"]
+                position += [f"{duration((total - done) / rate)} left"] if rate else []
+                amount += f"/{total / scale:,.{digits}f}"
+            due = now - last >= SECONDS_BETWEEN_PLAIN_LINES
+            last = now if due else last
+            self._show(fraction, position, [f"{amount} {name}", f"{rate / scale:,.{digits}f} {name}/s"], due)
+
+        try:
+            yield update
+        finally:
+            self.close()
 
     def note(self, text: str) -> None:
-        """Tell the user something, above the bar where there is one; safe to call from any thread."""
-        self._say(text)
+        """Print a message for the user, above the bar where there is one; safe to call from any thread."""
+        self._print_line(text, above_bar=True)
 
     def result(self, text: str) -> None:
-        """Print what the user asked for (a sample, a path) on standard output."""
-        self.pause()
+        """Print a result (a sample, a path) on standard output."""
+        self.close()
         for line in text.splitlines():
             logger.info("%s", visible(line))
         _print(visible(text) if self._stdout.isatty() else text, self._stdout)
 
     def table(self, title: str, rows: Sequence[tuple[str, str | float, str]]) -> None:
         """Print a table of (name, value, unit or explanation) on standard output."""
-        self.pause()
         cells = [(name, value if isinstance(value, str) else number(value), about) for name, value, about in rows]
-        plain = _plain_table(title, cells)
-        for line in plain:
-            logger.info("%s", line)
-        if is_live(self._stdout):
-            import rich.console
+        width = shutil.get_terminal_size().columns if self._stdout.isatty() else None
+        self.result(aligned(title, [("metric", "value", "note"), *cells], width=width))
 
-            # A table wider than the terminal is folded by rich; the plain one is left to whoever reads it.
-            rich.console.Console(file=self._stdout, highlight=False, markup=False).print(_rich_table(title, cells))
-        else:
-            _print("\n".join(plain), self._stdout)
-
-    @contextlib.contextmanager
-    def progress(self, title: str, unit: str = "bytes") -> Iterator[Callable[[int, int | None], None]]:
-        """Yield ``update(done, total)`` for work that is counted in bytes or in anything else."""
-        start = last = time.monotonic()
-        text = ""
-
-        def update(done: int, total: int | None = None) -> None:
-            nonlocal last, text
-            now = time.monotonic()
-            rate = done / max(now - start, 1e-9)
-            total = None if total is not None and done > total else total  # it was an estimate, and it was wrong
-            fraction = done / total if total else 0.0
-            name = f"{title} ({fraction:.0%})" if total else title
-            figures = [_amount(done, total, unit), _rate(rate, unit)]
-            left = [f"{duration((total - done) / rate)} left"] if total and rate else []
-            text = " | ".join([name, *figures, *left])
-            if self._bar:
-                self._bar.show(fraction, [name, *left], figures)
-            elif now - last >= SECONDS_BETWEEN_PLAIN_LINES:
-                last = now
-                self._say(text)
-
-        try:
-            yield update
-        finally:
-            if text:
-                self._say(text, above_bar=False)
-            self.pause()
-
-    def pause(self) -> None:
-        """Leave the bar as it stands and say the last line if it was held back; the next step draws a new bar."""
-        if self._unsaid:
-            self._say(self._unsaid, above_bar=False)
-            self._unsaid = None
+    def close(self) -> None:
+        """Leave the bar on the screen and print the last line if it was held back; the next step draws a new bar."""
+        if self._held_back:
+            self._print_line(self._held_back)
+        self._held_back = None
         if self._bar:
             self._bar.stop()
 
-    close = pause
+    def _show(self, fraction: float, position: list[str], metrics: list[str], due: bool) -> None:
+        """Draw the state on the bar; log and print it as a plain line where one is due."""
+        if self._bar:
+            self._bar.show(fraction, " | ".join(position), " | ".join(metrics))
+        text = " | ".join([position[0], *metrics, *position[1:]])
+        self._held_back = None if due else text
+        if due:
+            self._print_line(text)
 
-    def _position(self, step: int, elapsed: float) -> tuple[float, str]:
-        """The share of the run that is done, by the limit that is nearer, and the step in words."""
-        fractions = []
-        if self._max_steps:
-            fractions.append(step / self._max_steps)
-        if self._max_seconds:
-            fractions.append(elapsed / self._max_seconds)
-        fraction = min(1.0, max(fractions, default=0.0))
-        count = f"step {step:,}/{self._max_steps:,}" if self._max_steps else f"step {step:,}"
-        return fraction, f"{count} ({fraction:.0%})" if fractions else count
-
-    def _figures(self, line: Line) -> list[str]:
-        nll = _number(line, "train/nll")
-        figures = [f"nll {nll:.3f}", f"ppl {number(math.exp(nll) if nll < 700 else nll)}"]
-        if self._val_nll is not None:
-            figures.append(f"val {self._val_nll:.3f}")
-        if line.get("train/tokens_per_second"):
-            figures.append(f"{_number(line, 'train/tokens_per_second'):,.0f} tok/s")
-        return figures
-
-    def _left(self, line: Line, step: int, elapsed: float) -> list[str]:
-        steps_per_second = _number(line, "train/tokens_per_second", 0.0) * step / _number(line, "tokens")
-        left = seconds_left(step, steps_per_second, elapsed, self._max_steps, self._max_seconds)
-        return [] if left is None else [f"{duration(left)} left"]
-
-    def _say(self, text: str, *, above_bar: bool = True) -> None:
+    def _print_line(self, text: str, *, above_bar: bool = False) -> None:
         """Log a line and print it, unless a bar shows it already."""
         text = visible(text)
         logger.info("%s", text)
@@ -184,7 +154,7 @@ class Console:
 
 
 class _Bar:
-    """Two live lines on a terminal: the bar with the position, and the figures; cut to the width."""
+    """Two live lines on a terminal: the bar with the position, and the metrics; cut to the width."""
 
     def __init__(self, stream: TextIO) -> None:
         import rich.console
@@ -192,21 +162,21 @@ class _Bar:
         # No highlighting and no markup: a note may hold any brackets.
         self._console = rich.console.Console(file=stream, force_terminal=True, highlight=False, markup=False)
         self._live: Live | None = None
-        self._state: tuple[float, list[str], list[str]] = (0.0, [], [])
+        self._state = (0.0, "", "")
         self._drawn = 0.0
 
-    def show(self, fraction: float, position: list[str], figures: list[str]) -> None:
-        """Keep the newest state and draw it a few times a second: drawing takes time from the training."""
+    def show(self, fraction: float, position: str, metrics: str) -> None:
+        """Keep the newest state and draw it a few times a second, since drawing takes time from the training."""
         from rich.live import Live
 
-        self._state = (fraction, position, figures)
+        self._state = (fraction, position, metrics)
         now = time.monotonic()
         if self._live is not None and now - self._drawn < SECONDS_BETWEEN_FRAMES:
             return
         self._drawn = now
         with contextlib.suppress(OSError, ValueError):
             if self._live is None:
-                # Standard output stays what it is: it may be a pipe while the bar is on a terminal.
+                # Standard output may be a pipe while the bar is on a terminal.
                 self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False)
                 self._live.start()
             self._live.update(self._render(), refresh=True)
@@ -227,41 +197,28 @@ class _Bar:
     def _render(self) -> "Group":
         from rich.console import Group
         from rich.progress_bar import ProgressBar
-        from rich.table import Table
+        from rich.table import Column, Table
         from rich.text import Text
 
-        fraction, position, figures = self._state
-        where = _fit(position, self._console.width)
-        grid = Table.grid(padding=(0, 1))
-        room = min(40, self._console.width - len(where) - 1)
-        if room >= 5:
-            grid.add_row(ProgressBar(completed=100 * fraction, width=room), Text(where, no_wrap=True))
-        else:
-            grid.add_row(Text(where, no_wrap=True))
-        return Group(grid, Text(_fit(figures, self._console.width), no_wrap=True))
-
-
-def _fit(parts: list[str], width: int) -> str:
-    """As many of the parts, the most important first, as a line of this width holds; at least one, cut."""
-    while len(parts) > 1 and len(" | ".join(parts)) > width:
-        parts = parts[:-1]
-    return " | ".join(parts)[:width]
+        fraction, position, metrics = self._state
+        grid = Table.grid(Column(max_width=40), Column(no_wrap=True), padding=(0, 1), collapse_padding=True)
+        grid.add_row(ProgressBar(completed=100 * fraction), Text(position, overflow="ellipsis"))
+        return Group(grid, Text(metrics, no_wrap=True, overflow="ellipsis"))
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: ``42 s``, ``3 min 20 s``, ``2 h 05 min``, ``1 d 3 h``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    """Format seconds for people: ``42 s``, ``3 min 20 s``, ``2 h 05 min``, ``1 d 3 h``."""
+    minutes, whole_seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {whole_seconds:02d} s" if minutes else f"{whole_seconds} s"
 
 
 def number(value: float) -> str:
-    """Four significant digits, or all digits before the point: ``24.93``, ``0.04120``, ``1,543,210``."""
+    """Format four significant digits, or all digits before the point: ``24.93``, ``0.04120``, ``1,543,210``."""
     if isinstance(value, int) or 1000 <= abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:#.4g}"
@@ -272,37 +229,7 @@ def _number(line: Line, key: str, default: float = math.nan) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _amount(done: int, total: int | None, unit: str) -> str:
-    scale, name = (1e6, "MB") if unit == "bytes" else (1, unit)
-    digits = 1 if unit == "bytes" else 0
-    of = f"/{total / scale:,.{digits}f}" if total else ""
-    return f"{done / scale:,.{digits}f}{of} {name}"
-
-
-def _rate(rate: float, unit: str) -> str:
-    return f"{rate / 1e6:,.1f} MB/s" if unit == "bytes" else f"{rate:,.0f} {unit}/s"
-
-
-def _plain_table(title: str, cells: list[tuple[str, str, str]]) -> list[str]:
-    widths = [max((len(row[column]) for row in cells), default=0) for column in range(2)]
-    rows = [f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {about}".rstrip() for name, value, about in cells]
-    return [title, *rows]
-
-
-def _rich_table(title: str, cells: list[tuple[str, str, str]]) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(style="dim")
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
-
-
 def _print(text: str, stream: TextIO) -> None:
-    """Print text even where the stream's encoding lacks a character of it."""
+    """Print text, and escape characters that the stream's encoding lacks."""
     encoding = stream.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)

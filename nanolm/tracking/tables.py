@@ -1,24 +1,28 @@
-"""Tables of text for a terminal or a file."""
+"""Tables of text for a terminal, a log or a file."""
 
+import io
 from collections.abc import Sequence
 
 
-def aligned(title: str, rows: Sequence[Sequence[str]], *, left: Sequence[str] = ("note",)) -> str:
-    """Columns as wide as their widest cell: the first one and those named in ``left`` flush left, numbers right.
+def aligned(
+    title: str, rows: Sequence[Sequence[str]], *, left: Sequence[str] = ("note",), width: int | None = None
+) -> str:
+    """Lay out a title, a header and rows of as many cells each: words flush left, numbers flush right.
 
-    Args:
-        title: the line above.
-        rows: the header and the rows below it, of as many cells each.
-        left: names in the header of further columns of words.
+    The first column and those whose names in the header are in ``left`` hold words; they are folded where the table is
+    wider than ``width``, in columns of the terminal (None: no limit).
     """
-    from rich.cells import cell_len  # some characters are two columns wide, some none
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
 
-    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [title]
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for place, name in enumerate(rows[0]):
+        words = place == 0 or name in left
+        table.add_column(justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for row in rows:
-        cells = []
-        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            room = " " * (width - cell_len(cell))
-            cells.append(cell + room if place == 0 or rows[0][place] in left else room + cell)
-        lines.append(("  " + "  ".join(cells)).rstrip())
-    return "\n".join(lines)
+        table.add_row(*map(Text, row))
+    stream = io.StringIO()
+    Console(file=stream, width=width or 10_000, color_system=None).print(Padding(table, (0, 0, 0, 2)))
+    return "\n".join([title, *(line.rstrip() for line in stream.getvalue().splitlines())])

@@ -1,6 +1,5 @@
-"""Training: the run, the loop, and checkpoints."""
+"""The parts of a training run: the step and its state, the objective, checkpoints; ``nanolm.train`` is the run."""
 
 from nanolm.training.checkpoint import Checkpoint, find_checkpoint
-from nanolm.training.run import train
 
-__all__ = ["Checkpoint", "find_checkpoint", "train"]
+__all__ = ["Checkpoint", "find_checkpoint"]

@@ -1,8 +1,8 @@
 """Checkpoints that stand alone: a folder with weights, training state, configuration and tokenizer.
 
-``manifest.json`` holds size and SHA-256 of every file beside it. The folder is written under a temporary name and
-renamed when it is whole, so a folder without a valid manifest is not a checkpoint, and a file that
-changed afterwards is noticed; so is a change of the manifest, which holds a checksum of its own content.
+``manifest.json`` holds size and SHA-256 of every other file, and a checksum of its own content. The folder is written
+under a temporary name and renamed when it is complete, so a folder without a valid manifest is not a checkpoint, and a
+file that changed afterwards is detected.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -25,12 +24,13 @@ from nanolm.config import from_yaml, to_yaml
 from nanolm.config.schema import TrainConfig
 from nanolm.data import Tokenizer, load_tokenizer
 from nanolm.errors import CheckpointError, NanolmError
-from nanolm.evaluation.calibration_file import parse_calibration
-from nanolm.files import atomic_directory, check_file_table, file_table, parse_json, remove_directory, why_no_file
+from nanolm.files import FileEntry, atomic_directory, check_file_table, file_table, read_record, remove_directory
+from nanolm.metrics import Calibration
+from nanolm.metrics.records import Count, Record
 from nanolm.model import GPT
 from nanolm.training.state import TrainingState
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS, STATE, CONFIG, TOKENIZER, MANIFEST = (
     "model.safetensors",
     "training_state.pt",
@@ -38,22 +38,38 @@ WEIGHTS, STATE, CONFIG, TOKENIZER, MANIFEST = (
     "tokenizer.json",
     "manifest.json",
 )
-EVALUATION = "evaluation.json"
-"""The last file of a finished run, in its directory."""
 CALIBRATION = "calibration.json"
 """In the last checkpoint of a run only: its fitted temperature, or the reason why there is none."""
 
 logger = logging.getLogger(__name__)
 
 
+class OtherFormat(CheckpointError):
+    """A checkpoint is whole, but was written by another version of nanolm."""
+
+
+class Manifest(Record):
+    """``manifest.json``; ``teacher`` is the SHA-256 of the weights that the run learns from."""
+
+    format: int
+    nanolm: str
+    torch: str
+    step: Count
+    tokens: Count
+    corpus: str
+    teacher: str | None
+    files: dict[str, FileEntry]
+    checksum: str = ""
+
+    def expected_checksum(self) -> str:
+        """Return the SHA-256 of everything but the checksum itself."""
+        content = self.model_dump(exclude={"checksum"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def checkpoint_path(run_dir: Path, step: int) -> Path:
-    """``<run>/checkpoints/step-00001000``"""
+    """Return ``<run>/checkpoints/step-00001000``."""
     return run_dir / "checkpoints" / f"step-{step:08d}"
-
-
-def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint's folder."""
-    return int(path.name.removeprefix("step-"))
 
 
 def save_checkpoint(
@@ -62,13 +78,14 @@ def save_checkpoint(
     config: TrainConfig,
     tokenizer: Tokenizer,
     corpus_fingerprint: str,
-    calibration: dict[str, Any] | None = None,
+    calibration: Calibration | None = None,
     teacher: str | None = None,
 ) -> Path:
-    """Publish the state after its last completed step; returns the checkpoint's folder.
+    """Publish the state after its last completed step and return the checkpoint's folder.
 
-    ``calibration`` is the content of ``calibration.json`` where the temperature was fitted; ``teacher`` the SHA-256 of
-    the weights that the run learns from, where there is a teacher.
+    Args:
+        calibration: the content of ``calibration.json``, in the last checkpoint of a run.
+        teacher: SHA-256 of the teacher's weights, if there is a teacher.
 
     Raises:
         NonFiniteError: a weight or a moment is NaN or infinite; nothing was written.
@@ -84,25 +101,25 @@ def save_checkpoint(
         (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
         tokenizer.save(folder / TOKENIZER)
         if calibration is not None:
-            (folder / CALIBRATION).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
-        manifest = {
-            "format": FORMAT,
-            "nanolm": nanolm.__version__,
-            "torch": torch.__version__,
-            "step": state.step,
-            "tokens": state.tokens,
-            "corpus": corpus_fingerprint,
-            "teacher": teacher,
-            "files": file_table(folder),
-        }
-        text = json.dumps(manifest | {"checksum": manifest_checksum(manifest)}, indent=2) + "\n"
-        (folder / MANIFEST).write_text(text, encoding="utf-8")
+            (folder / CALIBRATION).write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        manifest = Manifest(
+            format=FORMAT,
+            nanolm=nanolm.__version__,
+            torch=torch.__version__,
+            step=state.step,
+            tokens=state.tokens,
+            corpus=corpus_fingerprint,
+            teacher=teacher,
+            files=file_table(folder),
+        )
+        manifest = manifest.model_copy(update={"checksum": manifest.expected_checksum()})
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return path
 
 
 @contextlib.contextmanager
 def _write_errors(path: Path) -> Iterator[None]:
-    """Turn what torch and safetensors make of a failed write back into an OSError, and have every one name a path."""
+    """Turn what torch and safetensors raise after a failed write back into an OSError that names a path."""
     try:
         yield
     except OSError as error:
@@ -110,40 +127,34 @@ def _write_errors(path: Path) -> Iterator[None]:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     except (RuntimeError, safetensors.SafetensorError) as error:
-        cause, told = error.__context__, re.search(r"\(os error (\d+)\)", str(error))
-        number = cause.errno if isinstance(cause, OSError) else int(told[1]) if told else None
+        cause, named = error.__context__, re.search(r"\(os error (\d+)\)", str(error))
+        number = cause.errno if isinstance(cause, OSError) else int(named[1]) if named else None
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def manifest_checksum(manifest: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's content without its own checksum."""
-    content = {key: value for key, value in manifest.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def prune_checkpoints(run_dir: Path, keep: int, step: int) -> None:
-    """Remove checkpoints before that of ``step``, just published, so that ``keep`` are left with it.
+    """Remove old checkpoints so that ``keep`` are left up to that of ``step``, which was just published.
 
-    Newer ones are damaged, or the run would have gone on from them. They count for nothing and are left as they are.
+    Newer ones are damaged, or the run would have continued from them; they do not count and are left as they are.
     """
-    for path in [path for path in list_checkpoints(run_dir) if step_of(path) <= step][:-keep]:
+    published = [path for path in _candidates(run_dir) if _step_of(path) <= step and _has_manifest(path)]
+    for path in published[:-keep]:
         remove_directory(path)
 
 
-def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Folders of a run that have a checkpoint's name and a manifest that can be read, oldest first."""
-    return [path for path in _candidates(run_dir) if _is_checkpoint(path)]
-
-
 def _candidates(run_dir: Path) -> list[Path]:
-    """All that has a checkpoint's name, oldest first."""
+    """Return everything that has a checkpoint's name, oldest first."""
     named = (path for path in (run_dir / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
-    return sorted(named, key=step_of)
+    return sorted(named, key=_step_of)
 
 
-def _is_checkpoint(path: Path) -> bool:
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _has_manifest(path: Path) -> bool:
     try:
         read_manifest(path)
     except CheckpointError:
@@ -151,29 +162,22 @@ def _is_checkpoint(path: Path) -> bool:
     return True
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint folder.
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest of a checkpoint folder.
 
     Raises:
-        CheckpointError: there is none, or it is not one of ours.
+        CheckpointError: there is none, or it is damaged, or of another format.
     """
-    if os.path.lexists(path / MANIFEST) and (reason := why_no_file(path / MANIFEST)):
-        raise CheckpointError(f"{path / MANIFEST}: {reason}")
-    try:
-        manifest = parse_json((path / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: not a checkpoint, it has no {MANIFEST}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / MANIFEST}: not the manifest of a checkpoint: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path / MANIFEST}: expected a checkpoint's manifest of format {FORMAT}, found {manifest!r:.60}"
+    if not os.path.lexists(path / MANIFEST):
+        raise CheckpointError(f"{path}: not a checkpoint, it has no {MANIFEST}")
+    manifest = read_record(path / MANIFEST, Manifest, CheckpointError)
+    if manifest.checksum != manifest.expected_checksum():
+        raise CheckpointError(f"{path / MANIFEST}: its content does not match its checksum: the file is damaged")
+    if manifest.format != FORMAT:
+        raise OtherFormat(
+            f"{path}: written by another version of nanolm (format {manifest.format}; this version reads format "
+            f"{FORMAT}): use that version, or train again"
         )
-    if manifest.get("checksum") != manifest_checksum(manifest):
-        raise CheckpointError(f"{path / MANIFEST}: its content is not that of its checksum: the file is damaged")
-    step = manifest.get("step")
-    if type(step) is not int or not 0 <= step < 1 << 63:
-        raise CheckpointError(f"{path / MANIFEST}: expected a number of steps under 'step', found {step!r:.60}")
     return manifest
 
 
@@ -182,51 +186,35 @@ class Checkpoint:
     """A checkpoint whose files were all verified against its manifest."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     config: TrainConfig
     tokenizer: Tokenizer
 
     @property
     def step(self) -> int:
         """Optimizer steps completed."""
-        return int(self.manifest["step"])
+        return self.manifest.step
 
     @property
     def run_dir(self) -> Path:
-        """The run directory it lies in, or the folder beside it when it was moved out of one."""
+        """The run directory that contains it, or its parent folder if it was moved out of one."""
         return self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path.parent
 
-    def calibration(self) -> dict[str, Any] | None:
-        """The content of ``calibration.json``: a fitted ``temperature``, or null with a ``reason``; None without one.
+    def calibration(self) -> Calibration | None:
+        """Return the content of ``calibration.json``; None if the checkpoint has none.
 
         Raises:
             CheckpointError: it is not what a run writes.
         """
-        if CALIBRATION not in self.manifest["files"]:
+        if CALIBRATION not in self.manifest.files:
             return None
-        path = self.path / CALIBRATION
-        try:
-            return parse_calibration(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: expected a fitted temperature, found another content: {error}") from None
-
-    def fitted_temperature(self) -> tuple[float | None, str]:
-        """The fitted temperature; None with the reason, and what to do, where there is none."""
-        calibration = self.calibration()
-        if calibration is None:
-            return None, (
-                f"{self.path} has no fitted temperature: it is not the last checkpoint of a finished run. Finish the "
-                "run: its train.log has the command that continues it"
-            )
-        if calibration["temperature"] is None:
-            return None, f"{self.path} has no fitted temperature: {calibration['reason']}"
-        return float(calibration["temperature"]["value"]), ""
+        return read_record(self.path / CALIBRATION, Calibration, CheckpointError)
 
     def load_model(self, device: torch.device) -> GPT:
-        """The model with its weights, in evaluation mode.
+        """Return the model with its weights, in evaluation mode.
 
         Raises:
-            CheckpointError: the weights are not those of the configuration.
+            CheckpointError: the weights do not fit the configuration.
         """
         self._check_shapes()
         model = GPT(self.config.model, self.tokenizer.vocab_size)
@@ -234,7 +222,7 @@ class Checkpoint:
         return model.to(device).eval()
 
     def _check_shapes(self) -> None:
-        """Compare the shapes in the file with the configuration, a few words of which could ask for any memory."""
+        """Compare the shapes in the file with the configuration, which could otherwise ask for any amount of memory."""
         path = self.path / WEIGHTS
         try:
             with safetensors.safe_open(path, "pt") as file:
@@ -259,50 +247,48 @@ class Checkpoint:
         Raises:
             CheckpointError: a tensor is missing, unknown, of another shape, or not finite.
         """
+        path = self.path / WEIGHTS
         try:
-            model.load_state_dict(safetensors.torch.load_file(self.path / WEIGHTS))
+            model.load_state_dict(safetensors.torch.load_file(path))
         except (RuntimeError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"{self.path / WEIGHTS}: the weights do not fit the model: {error}") from None
+            raise CheckpointError(f"{path}: the weights do not fit the model: {error}") from None
         for name, weight in model.state_dict().items():
             if not torch.isfinite(weight).all():
-                raise CheckpointError(
-                    f"{self.path / WEIGHTS}: expected finite weights, found NaN or infinity in {name}"
-                )
+                raise CheckpointError(f"{path}: expected finite weights, found NaN or infinity in {name}")
 
     def load_state(self, state: TrainingState) -> None:
         """Restore weights, optimizer state and counters in place.
 
         Raises:
-            CheckpointError: the stored state is of another model or optimizer, or not a training state.
+            CheckpointError: the stored state is that of another model or optimizer, or not a training state.
         """
+        path = self.path / STATE
         self.load_weights(state.model)
         try:
-            stored = torch.load(self.path / STATE, map_location="cpu", weights_only=True)
-            state.load_state_dict(stored)
+            state.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except CheckpointError as error:
-            raise CheckpointError(f"{self.path / STATE}: {error}") from None
-        except Exception as error:  # whatever torch, or a part of the state, stumbles over in a stranger's file
-            raise CheckpointError(f"{self.path / STATE}: not the training state of this run: {error!r}") from None
+            raise CheckpointError(f"{path}: {error}") from None
+        except Exception as error:  # whatever torch, or a part of the state, raises for an untrusted file
+            raise CheckpointError(f"{path}: not the training state of this run: {error!r}") from None
         if state.step != self.step:
             raise CheckpointError(
-                f"{self.path / STATE}: not the training state of this checkpoint: expected step {self.step}, as in "
-                f"{MANIFEST}, found step {state.step}"
+                f"{path}: not the training state of this checkpoint: expected step {self.step}, as in {MANIFEST}, "
+                f"found step {state.step}"
             )
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open one checkpoint folder, every file of it verified.
+    """Open one checkpoint folder and verify every file of it.
 
     Raises:
         CheckpointError: it is not a checkpoint, or one of its files is damaged.
     """
     manifest = read_manifest(path)
     try:
-        check_file_table(path, manifest.get("files"), CheckpointError)
+        check_file_table(path, manifest.files, CheckpointError)
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
-    missing = {WEIGHTS, STATE, CONFIG, TOKENIZER} - manifest["files"].keys()
-    if missing:
+    if missing := {WEIGHTS, STATE, CONFIG, TOKENIZER} - manifest.files.keys():
         raise CheckpointError(f"{path / MANIFEST}: {', '.join(sorted(missing))} is not part of this checkpoint")
     try:
         config = from_yaml((path / CONFIG).read_text(encoding="utf-8"), TrainConfig)
@@ -313,15 +299,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def find_checkpoint(path: str | Path | None, key: str = "checkpoint") -> Checkpoint:
-    """What a user means by ``checkpoint=PATH``: one checkpoint folder, or a run whose newest valid one is taken.
+    """Open what a user means by ``checkpoint=PATH``: one checkpoint folder, or the newest valid one of a run.
 
-    ``key`` is what an error calls it.
+    ``key`` is the name of the configuration key in errors.
 
     Raises:
-        CheckpointError: nothing was given, there is nothing, or nothing valid, at the path.
+        CheckpointError: nothing was given, or there is nothing valid at the path.
     """
     if path is None:
-        raise CheckpointError(f"{key}: give a run directory or a checkpoint, as {key}=runs/NAME/TIME")
+        raise CheckpointError(f"{key}: give a run directory or a checkpoint, such as {key}=runs/NAME/TIME")
     path = Path(path)
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing"
@@ -338,9 +324,9 @@ def find_checkpoint(path: str | Path | None, key: str = "checkpoint") -> Checkpo
 
 
 def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run that verifies; None if the run has none at all.
+    """Open the newest valid checkpoint of a run; return None if the run has no checkpoints.
 
-    A damaged one is passed over with a warning. One without a manifest is damaged too: they are published whole.
+    A damaged one is skipped with a warning. One without a manifest is damaged too: they are published complete.
 
     Raises:
         CheckpointError: there are checkpoints and every one is damaged.
@@ -349,6 +335,8 @@ def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
     for path in reversed(_candidates(run_dir)):
         try:
             return open_checkpoint(path)
+        except OtherFormat:
+            raise  # those before it are no newer
         except CheckpointError as error:
             problems.append(str(error))
             logger.warning("%s; trying the checkpoint before it", error)

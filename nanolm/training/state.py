@@ -9,7 +9,8 @@ from nanolm.errors import CheckpointError, NonFiniteError
 from nanolm.metrics import TrailingCalibration
 from nanolm.model import GPT
 from nanolm.optim import Optimizers
-from nanolm.tracking import Line
+
+COUNTERS = {"step": int, "tokens": int, "seconds": float, "skipped_steps": int, "skipped_in_a_row": int}
 
 
 @dataclass
@@ -18,56 +19,52 @@ class TrainingState:
 
     Batches, learning rates and dropout are pure functions of the seed and the step: there is no position in the
     data and no random state to save.
+
+    Attributes:
+        step: steps completed, skipped ones included.
+        tokens: target tokens seen.
+        seconds: wall time of training, evaluations and checkpoints included, over all starts of the run.
+        skipped_steps: steps whose gradient was not finite, so that they left the weights as they were.
+        skipped_in_a_row: how many of them were the last ones.
+        trailing: the steps that ``train/ece`` is measured on.
     """
 
     model: GPT
     optimizers: Optimizers
     step: int = 0
-    """Steps completed, skipped ones included."""
     tokens: int = 0
-    """Target tokens seen."""
     seconds: float = 0.0
-    """Wall time of training, evaluations and checkpoints included, over all starts of the run."""
     skipped_steps: int = 0
-    """Steps whose gradient was not finite, so that they left the weights as they were."""
     skipped_in_a_row: int = 0
-    """How many of them were the last ones."""
     trailing: TrailingCalibration = field(default_factory=TrailingCalibration)
-    """Confidence and accuracy of the last 65,536 tokens or more, for ``train/ece``."""
-    unlogged: Line = field(default_factory=dict)
-    """Metrics of the last completed step while its evaluation is under way; then they are logged as one line."""
 
     def check_finite(self) -> None:
-        """Look at every weight and every moment of the optimizers.
+        """Check every weight and every moment of the optimizers.
 
-        Finite gradients are no promise: an update may overflow, or divide 0 by 0 where epsilon is too small.
+        Finite gradients are no guarantee: an update may overflow, or divide 0 by 0 if epsilon is too small.
 
         Raises:
             NonFiniteError: naming the first tensor that is not finite.
         """
-        tensors = [*self.model.state_dict().items(), *self.optimizers.moments()]
-        for name, tensor in tensors:
+        for name, tensor in [*self.model.state_dict().items(), *self.optimizers.moments()]:
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(
                     f"step {self.step:,}: expected finite weights and moments, found NaN or infinity in {name}: an "
                     "update made it so, though its gradient was finite. Nothing was published since."
                 )
 
+    def num_bytes(self) -> int:
+        """Return the bytes of weights and moments, whether there are moments yet or not."""
+        weights: int = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+        return weights + self.optimizers.num_moment_bytes()
+
     def state_dict(self) -> dict[str, Any]:
-        """All but the weights, which have a file of their own: tensors, numbers, lists and dictionaries."""
-        return {
-            "optimizers": self.optimizers.state_dict(),
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "skipped_steps": self.skipped_steps,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "trailing": self.trailing.state_dict(),
-            "unlogged": self.unlogged,
-        }
+        """Return everything but the weights, which have a file of their own: tensors, numbers, lists, dictionaries."""
+        counters = {name: getattr(self, name) for name in COUNTERS}
+        return counters | {"optimizers": self.optimizers.state_dict(), "trailing": self.trailing.state_dict()}
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave.
+        """Restore what ``state_dict`` returned.
 
         Raises:
             CheckpointError: a part is missing or unknown, or belongs to another model or optimizer.
@@ -81,10 +78,6 @@ class TrainingState:
             )
         updated = int(stored["step"]) > int(stored["skipped_steps"])
         self.optimizers.load_state_dict(stored["optimizers"], updated=updated)
-        self.step = int(stored["step"])
-        self.tokens = int(stored["tokens"])
-        self.seconds = float(stored["seconds"])
-        self.skipped_steps = int(stored["skipped_steps"])
-        self.skipped_in_a_row = int(stored["skipped_in_a_row"])
         self.trailing.load_state_dict(stored["trailing"])
-        self.unlogged = dict(stored["unlogged"])
+        for name, kind in COUNTERS.items():
+            setattr(self, name, kind(stored[name]))

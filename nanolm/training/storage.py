@@ -1,7 +1,6 @@
-"""Disks that are full or fail: found before the first step where that is possible, and told in words where it is not.
+"""Check free disk space before training, and turn I/O errors into clear messages.
 
-What the user has to know then: which file, how much room there is, which checkpoint is the last good one, and what to
-type to go on.
+Each says which file, how much space there is, which checkpoint is the last good one, and what to type to continue.
 """
 
 import contextlib
@@ -15,20 +14,14 @@ from nanolm.training.state import TrainingState
 
 OTHER_RUN = "With other values give another hydra.run.dir. The command was:"
 SMALL_FILES_BYTES = 128 * 1024
-"""Configuration, manifest, the histograms of ``train/ece``, and the frames of the two large files."""
-
-
-def checkpoint_bytes(state: TrainingState, tokenizer_file: Path) -> int:
-    """About the size of a checkpoint of this state: weights and moments, whether there are moments yet or not."""
-    weights: int = sum(tensor.numel() * tensor.element_size() for tensor in state.model.state_dict().values())
-    return weights + state.optimizers.num_moment_bytes() + tokenizer_file.stat().st_size + SMALL_FILES_BYTES
+"""Configuration, manifest, the rows of ``train/ece``, and the headers of the two large files."""
 
 
 def require_room(run_dir: Path, state: TrainingState, tokenizer_file: Path, command: str) -> None:
-    """Look, before the first step, whether a checkpoint can be written at all.
+    """Check before the first step that a checkpoint can be written at all.
 
     Raises:
-        StorageError: the folder of checkpoints cannot be made, or the disk has less room than one checkpoint takes.
+        StorageError: the folder of checkpoints cannot be made, or the disk has less space than one checkpoint takes.
     """
     folder = run_dir / "checkpoints"
     try:
@@ -38,8 +31,8 @@ def require_room(run_dir: Path, state: TrainingState, tokenizer_file: Path, comm
             f"{folder}: expected a folder for checkpoints, or none yet: {error.strerror}. No step was done. Remove "
             f"what is there, or give another hydra.run.dir; then: {command}"
         ) from None
-    needed, free = checkpoint_bytes(state, tokenizer_file), free_bytes(folder)
-    if free < needed:
+    needed = state.num_bytes() + tokenizer_file.stat().st_size + SMALL_FILES_BYTES
+    if (free := free_bytes(folder)) < needed:
         raise StorageError(
             f"{folder}: a checkpoint of this model takes about {needed:,} bytes, and {free:,} bytes are free there. "
             f"No step was done. Free at least {needed - free:,} bytes, or give a hydra.run.dir on another disk; "
@@ -48,41 +41,40 @@ def require_room(run_dir: Path, state: TrainingState, tokenizer_file: Path, comm
 
 
 @contextlib.contextmanager
-def failures_told(run_dir: Path, command: str) -> Iterator[None]:
-    """Add to an error that ends a run where the run stands and how it goes on.
+def explain_failures(run_dir: Path, command: str) -> Iterator[None]:
+    """Add to an error that ends a run how far the run got and how to continue it.
 
     Raises:
         StorageError: in place of an OSError.
         OutOfMemoryError: in place of an allocation that failed.
-        NonFiniteError: as it came, with what a user can do.
+        NonFiniteError: with what a user can do.
     """
     try:
         yield
-    except (ConnectionError, TimeoutError):  # no disk's
+    except (ConnectionError, TimeoutError):  # not of a disk
         raise
     except OSError as error:
         raise StorageError(
-            f"{failure(error, run_dir)}. {last_checkpoint(run_dir)} When that is put right, continue with: {command}"
+            f"{failure(error, run_dir)}. {_last_checkpoint(run_dir)} When that is fixed, continue with: {command}"
         ) from error
     except OutOfMemoryError as error:
-        raise OutOfMemoryError(f"{error} {last_checkpoint(run_dir)} {OTHER_RUN} {command}") from error
+        raise OutOfMemoryError(f"{error} {_last_checkpoint(run_dir)} {OTHER_RUN} {command}") from error
     except (MemoryError, RuntimeError) as error:
         if (reason := out_of_memory(error)) is None:
             raise
         raise OutOfMemoryError(
-            f"out of memory: {reason}. {last_checkpoint(run_dir)} Choose a smaller model, evaluate.batch_size, "
+            f"out of memory: {reason}. {_last_checkpoint(run_dir)} Choose a smaller model, evaluate.batch_size, "
             f"trainer.micro_batch_size or trainer.sequence_length. {OTHER_RUN} {command}"
         ) from error
     except NonFiniteError as error:
         raise NonFiniteError(
-            f"{sentence(error)} {last_checkpoint(run_dir)} The same command would meet the same batches again: lower "
+            f"{sentence(error)} {_last_checkpoint(run_dir)} The same command would meet the same batches again: lower "
             "optimizer.learning_rate (and optimizer.matrix_learning_rate) or trainer.max_grad_norm. "
             f"{OTHER_RUN} {command}"
         ) from error
 
 
-def last_checkpoint(run_dir: Path) -> str:
-    """A sentence about the newest checkpoint that verifies."""
+def _last_checkpoint(run_dir: Path) -> str:
     if not run_dir.is_dir():
         return f"{run_dir} is not there."
     try:

@@ -7,8 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from nanolm.calibration.calibrators import (
     VectorScaling,
     compare_calibrators,
-    compare_calibrators_over_folds,
     invert_smoothing,
+    smoothing_inverted,
 )
 from nanolm.calibration.temperature import CalibrationRefused, fit_temperature, fit_temperature_from_logits
 from nanolm.errors import ConfigError, NonFiniteError
@@ -62,8 +62,8 @@ def test_a_masked_class_changes_no_fit_of_the_others():
     temperatures = [fit_temperature_from_logits(z, targets).temperature for z in (logits, masked)]
     assert temperatures[1] == pytest.approx(temperatures[0], rel=1e-9)
     assert invert_smoothing(masked, 0.1)[0].isfinite().all()
-    for row in compare_calibrators((masked, targets), (masked, targets), 0.1):
-        assert all(math.isfinite(value) for value in row.values() if isinstance(value, float)), row
+    for row in compare_calibrators([((masked, targets), (masked, targets))], 0.1):
+        assert all(math.isfinite(value) for value in dict(row).values() if isinstance(value, float)), row
 
 
 def test_a_mask_of_some_rows_is_fitted_too():
@@ -118,6 +118,18 @@ def test_the_inverse_of_smoothing_is_exact(smoothing):
     assert share == 0
 
 
+def test_a_smoothed_language_model_is_restored_from_its_hidden_states():
+    """The head is the identity, so that hidden states are logits; the model's own temperature is applied first."""
+    generator = torch.Generator().manual_seed(3)
+    p = torch.randn(40, 6, generator=generator, dtype=torch.float64).softmax(dim=1)
+    targets = torch.randint(6, (40,), generator=generator)
+    hidden, head = 2 * (0.8 * p + 0.2 / 6).log(), torch.eye(6, dtype=torch.float64)
+    parts = list(smoothing_inverted(hidden, head, targets, LossOptions(temperature=2.0), 0.2))
+    found = torch.cat([result.nll for result, _ in parts])
+    torch.testing.assert_close(found, -p[range(40), targets].log())
+    assert all(share == 0 for _, share in parts)
+
+
 def test_what_the_inverse_cannot_restore_is_floored_and_counted():
     q = torch.tensor([[0.94, 0.01, 0.05], [0.4, 0.3, 0.3]], dtype=torch.float64)
     restored, share = invert_smoothing(q.log(), 0.1)  # ε/V is 0.033
@@ -135,23 +147,23 @@ def test_the_table_of_a_model_at_the_optimum_of_smoothing():
     targets = torch.multinomial(p, 1, generator=generator).squeeze(1)
     logits = (0.9 * p + 0.1 / 5).log()
     half = 10_000
-    rows = compare_calibrators((logits[:half], targets[:half]), (logits[half:], targets[half:]), label_smoothing=0.1)
-    table = {row["calibrator"]: row for row in rows}
+    fold = (logits[:half], targets[:half]), (logits[half:], targets[half:])
+    table = {row.calibrator: row for row in compare_calibrators([fold], label_smoothing=0.1)}
     assert list(table) == ["none", "temperature", "vector scaling", "inverse smoothing"]
     expected = 0.1 * (p.amax(dim=1).mean().item() - 1 / 5)
-    assert table["none"]["ece"] == pytest.approx(expected, abs=0.015)
-    assert table["none"]["underconfidence"] > 10 * table["none"]["overconfidence"]
-    assert float(table["temperature"]["note"].removeprefix("T = ")) < 1
+    assert table["none"].ece == pytest.approx(expected, abs=0.015)
+    assert table["none"].accuracy - table["none"].confidence > 0.9 * table["none"].ece  # underconfident in every bin
+    assert float(table["temperature"].note.removeprefix("T = ")) < 1
     order = ["inverse smoothing", "temperature", "none"]
-    assert sorted(order, key=lambda name: table[name]["nll"]) == order
-    assert table["none"]["accuracy"] == table["temperature"]["accuracy"] == table["inverse smoothing"]["accuracy"]
+    assert sorted(order, key=lambda name: table[name].nll) == order
+    assert table["none"].accuracy == table["temperature"].accuracy == table["inverse smoothing"].accuracy
 
 
 def test_a_calibrator_that_cannot_be_fitted_says_why():
     logits = torch.randn(20, 3)
-    (_, temperature, *_) = compare_calibrators((logits, logits.argmax(dim=1)), (logits, logits.argmax(dim=1)))
-    assert temperature.keys() == {"calibrator", "note"}
-    assert "all right" in temperature["note"]
+    (_, temperature, *_) = compare_calibrators([((logits, logits.argmax(dim=1)),) * 2])
+    assert math.isnan(temperature.nll)
+    assert "correct" in temperature.note
 
 
 def test_training_with_smoothing_reaches_the_optimum_that_is_inverted():
@@ -171,19 +183,19 @@ def test_training_with_smoothing_reaches_the_optimum_that_is_inverted():
 
 
 def test_folds_are_pooled_each_by_its_own_calibrator():
-    """The pooled figures are means over all tokens of the folds', and the note tells the range of what was fitted."""
+    """The pooled metrics are means over the tokens of all folds, and the note has the range of the temperatures."""
     folds = []
     for seed, scale in ((0, 2.0), (1, 10.0)):
         logits, targets, _, _ = distorted(600 + 300 * seed, seed)
         folds.append(((scale * logits[:300], targets[:300]), (scale * logits[300:], targets[300:])))
-    rows = {row["calibrator"]: row for row in compare_calibrators_over_folds(folds)}
-    alone = [{row["calibrator"]: row for row in compare_calibrators(*fold)} for fold in folds]
+    rows = {row.calibrator: row for row in compare_calibrators(folds)}
+    alone = [{row.calibrator: row for row in compare_calibrators([fold])} for fold in folds]
     for name, row in rows.items():
-        expected = (300 * alone[0][name]["nll"] + 600 * alone[1][name]["nll"]) / 900
-        assert row["nll"] == pytest.approx(expected, rel=1e-6)
-    first, second = (one["temperature"]["note"].removeprefix("T = ") for one in alone)
+        expected = (300 * alone[0][name].nll + 600 * alone[1][name].nll) / 900
+        assert row.nll == pytest.approx(expected, rel=1e-6)
+    first, second = (one["temperature"].note.removeprefix("T = ") for one in alone)
     assert float(first) < 9 < 10 < float(second)  # as texts they would be in the other order
-    assert rows["temperature"]["note"] == f"T = {first} to {second}"
+    assert rows["temperature"].note == f"T = {first} to {second}"
 
 
 def test_a_fold_that_refuses_a_calibrator_is_scored_as_it_is():
@@ -191,7 +203,7 @@ def test_a_fold_that_refuses_a_calibrator_is_scored_as_it_is():
     sure = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
     refused = ((sure, sure.argmax(dim=1)), (sure, targets[:300]))
     fitted = ((logits[:300], targets[:300]), (logits[300:], targets[300:]))
-    rows = {row["calibrator"]: row for row in compare_calibrators_over_folds([fitted, refused])}
-    (_, alone, *_), (none, *_) = compare_calibrators(*fitted), compare_calibrators(*refused)
-    assert rows["temperature"]["nll"] == pytest.approx((alone["nll"] + none["nll"]) / 2, rel=1e-6)
-    assert rows["temperature"]["note"].endswith("; not fitted in 1 of 2 folds")
+    rows = {row.calibrator: row for row in compare_calibrators([fitted, refused])}
+    (_, alone, *_), (none, *_) = compare_calibrators([fitted]), compare_calibrators([refused])
+    assert rows["temperature"].nll == pytest.approx((alone.nll + none.nll) / 2, rel=1e-6)
+    assert rows["temperature"].note.endswith("; not fitted in 1 of 2 folds")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nanolm.classifiers import Dataset
+from nanolm.classifiers import CrossValidation, Dataset
 from nanolm.config import load
 
 TINY = [
@@ -20,6 +20,20 @@ TINY = [
 def tiny_baseline():
     """``tiny_baseline("task=softmax", …)``: the configuration of a short run, with overrides."""
     return lambda *overrides: load("baseline", [*TINY, *overrides])
+
+
+@pytest.fixture
+def trained(tiny_baseline):
+    """``trained(dataset, "task=softmax", …)``: a finished cross-validation, and the metrics of each of its epochs."""
+
+    def train(dataset, *overrides):
+        config = tiny_baseline(*overrides)
+        validation = CrossValidation(dataset, config)
+        lines = [validation.train_epoch(epoch)[1] for epoch in range(1, config.task.epochs + 1)]
+        validation.finish()
+        return validation, lines
+
+    return train
 
 
 @pytest.fixture

@@ -19,45 +19,46 @@ def test_a_table_of_numbers_and_a_class(tmp_path, text):
     dataset = read_csv(write(tmp_path, text), "kind")
     np.testing.assert_array_equal(dataset.features, [[1.5, 2], [-1000, 4], [0, 6]])
     assert dataset.labels.tolist() == [0, 1, 0]
-    assert dataset.feature_names == ("length", "width")
-    assert dataset.class_names == ("cat", "dog")
+    assert (dataset.feature_names, dataset.class_names) == (("length", "width"), ("cat", "dog"))
     assert dataset.name == "table.csv"
 
 
 def test_quoted_names_and_classes_in_the_order_of_their_numbers(tmp_path):
     dataset = read_csv(write(tmp_path, '"a, b",y\n1,10\n2,9\n3,10\n'), "y")
-    assert dataset.feature_names == ("a, b",)
-    assert dataset.class_names == ("9", "10")
+    assert (dataset.feature_names, dataset.class_names) == (("a, b",), ("9", "10"))
     assert dataset.labels.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "named"),
     [
-        ("", "expected a header"),
-        ("kind,x\n", "found 0 rows"),
-        ("knd,x\na,1\nb,2\n", "did you mean knd?"),
-        ("p,q\na,1\nb,2\n", "its columns, between commas, are ['p', 'q']"),
-        ("kind\na\nb\n", "no other column"),
-        ("kind,x,x\na,1,2\nb,2,3\n", "'x' more than once"),
-        ("kind,x\na,1\nb,red\n", "row 3, column 'x': expected a finite number, found 'red'"),
-        ("kind,x\na,1\nb,nan\n", "row 3, column 'x': expected a finite number, found 'nan'"),
-        ("kind,x\na,inf\nb,1\n", "row 2, column 'x': expected a finite number, found 'inf'"),
-        ("kind,x\na,1\nb,\n", "row 3, column 'x': expected a finite number, found an empty cell"),
-        ("kind,x\na,1\n,2\n", "row 3, column 'kind': expected a class, found ''"),
-        ("kind,x\na,1\nNaN,2\n", "row 3, column 'kind': expected a class, found 'NaN'"),
-        ("kind,x\na,1\na,2\n", "at least 2 classes in column 'kind', found only 'a'"),
-        ("kind,x\na,1\nb,2,3\n", "row 3: expected 2 cells, as in the header, found 3"),
-        ('kind,x\na,"1\n', "cannot be read as CSV"),
-        (b"kind,x\n\xff\xfe,1\n", "cannot be read as CSV in UTF-8"),
+        ("", ["header"]),
+        ("kind,x\n", ["0 rows"]),
+        ("knd,x\na,1\nb,2\n", ["task.target", "knd"]),
+        ("p,q\na,1\nb,2\n", ["task.target", "['p', 'q']"]),
+        ("kind\na\nb\n", ["'kind'"]),
+        ("kind,x,x\na,1,2\nb,2,3\n", ["'x'"]),
+        ("kind,x\na,1\nb,red\n", ["row 3", "'x'", "'red'"]),
+        ("kind,x\na,1\nb,nan\n", ["row 3", "'x'", "'nan'"]),
+        ("kind,x\na,inf\nb,1\n", ["row 2", "'x'", "'inf'"]),
+        ("kind,x\na,1\nb,\n", ["row 3", "'x'", "''"]),
+        ("kind,x\na,1\n,2\n", ["row 3", "'kind'", "''"]),
+        ("kind,x\na,1\nNaN,2\n", ["row 3", "'kind'", "'NaN'"]),
+        ("kind,x\na,1\na,2\n", ["'kind'", "'a'"]),
+        ("kind,x\na,1\nb,2,3\n", ["row 3", "3"]),
+        ('kind,x\na,"1\n', ["CSV"]),
+        (b"kind,x\n\xff\xfe,1\n", ["UTF-8"]),
+        ("kind,x\na,1\nb,2\n".encode("utf-16-le"), ["UTF-16LE"]),
+        ("kind,x\n1,1\n1.0,2\nother,3\n", ["'1'", "'1.0'"]),
+        ("kind,x\n10,1\n1e1,2\n", ["'10'", "'1e1'"]),
     ],
 )
-def test_what_is_wrong_is_named_by_row_and_column(tmp_path, text, told):
+def test_a_mistake_is_named_by_file_row_and_column(tmp_path, text, named):
     path = write(tmp_path, text)
     with pytest.raises(DataError) as raised:
         read_csv(path, "kind")
-    assert told in str(raised.value)
-    assert str(path) in str(raised.value)
+    for word in (str(path), *named):
+        assert word in str(raised.value)
 
 
 def table(tmp_path, **columns):
@@ -73,9 +74,8 @@ def test_an_index_is_no_feature(tmp_path, caplog, name, first):
     dataset = read_csv(table(tmp_path, **{name: range(first, first + 40)}), "y")
     assert dataset.feature_names == ("a",)
     assert dataset.features.shape == (40, 1)
-    (told,) = caplog.messages
-    assert "index" in told
-    assert (repr(name) if name else "without a name") in told
+    (message,) = caplog.messages
+    assert (repr(name) if name else "without a name") in message
 
 
 def test_a_column_without_a_name_is_left_out_whatever_it_holds(tmp_path, caplog):
@@ -84,14 +84,15 @@ def test_a_column_without_a_name_is_left_out_whatever_it_holds(tmp_path, caplog)
     assert len(caplog.messages) == 1
 
 
-def test_an_index_alone_is_no_table(tmp_path):
-    path = write(tmp_path, ",y\n" + "".join(f"{i},{'ab'[i > 5]}\n" for i in range(10)))
-    with pytest.raises(DataError, match="no other column"):
-        read_csv(path, "y")
+def test_a_nameless_index_alone_is_no_table_and_a_named_one_is(tmp_path):
+    rows = "".join(f"{i},{'ab'[i > 5]}\n" for i in range(10))
+    with pytest.raises(DataError):
+        read_csv(write(tmp_path, ",y\n" + rows), "y")
+    assert read_csv(write(tmp_path, "x,y\n" + rows), "y").feature_names == ("x",)
 
 
 @pytest.mark.parametrize(
-    ("leak", "told"),
+    ("leak", "is_one"),
     [
         ([0] * 30 + [1] * 10, True),  # the class itself
         ([1] * 30 + [-3.5] * 10, True),
@@ -100,10 +101,10 @@ def test_an_index_alone_is_no_table(tmp_path):
         ([0] * 29 + [1] * 11, False),
     ],
 )
-def test_a_feature_that_gives_the_class_away_is_named(tmp_path, caplog, leak, told):
+def test_a_feature_that_gives_the_class_away_is_named(tmp_path, caplog, leak, is_one):
     dataset = read_csv(table(tmp_path, leak=leak), "y")
     assert dataset.feature_names == ("a", "leak")
-    assert [("'leak'" in message, "'a'" in message) for message in caplog.messages] == [(True, False)] * told
+    assert [("'leak'" in message, "'a'" in message) for message in caplog.messages] == [(True, False)] * is_one
 
 
 def test_a_feature_that_orders_several_classes_is_named(tmp_path, caplog):
@@ -114,22 +115,12 @@ def test_a_feature_that_orders_several_classes_is_named(tmp_path, caplog):
     assert "'b'" not in message
 
 
-@pytest.mark.parametrize("spellings", [("1", "1.0"), ("0", "-0"), ("10", "1e1"), ("1", "01")])
-def test_one_number_written_in_two_ways_is_no_two_classes(tmp_path, spellings):
-    path = write(tmp_path, f"kind,x\n{spellings[0]},1\n{spellings[1]},2\nother,3\n")
-    with pytest.raises(DataError) as raised:
-        read_csv(path, "kind")
-    assert all(repr(spelling) in str(raised.value) for spelling in spellings)
-
-
 def test_a_binary_task_has_two_classes(tmp_path):
     path = write(tmp_path, "kind,x\na,1\nb,2\nc,3\n")
-    task = load("baseline", [f"task.path={path}", "task.target=kind"]).task
-    with pytest.raises(DataError, match="expects 2 classes in column 'kind', found 3; use task=softmax"):
-        load_dataset(task)
-    assert (
-        load_dataset(load("baseline", ["task=softmax", f"task.path={path}", "task.target=kind"]).task).num_classes == 3
-    )
+    keys = [f"task.path={path}", "task.target=kind"]
+    with pytest.raises(DataError, match="task=softmax"):
+        load_dataset(load("baseline", keys).task)
+    assert load_dataset(load("baseline", ["task=softmax", *keys]).task).num_classes == 3
 
 
 def test_the_bundled_data():

@@ -1,40 +1,49 @@
-# ruff: noqa: RUF009
+"""From plain containers and YAML to configurations and back, and what is hostile on the way."""
+
 import contextlib
 import dataclasses
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
-import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import Discriminator
 
 from nanolm.config import differences, flatten, from_yaml, load, to_yaml
 from nanolm.config.convert import convert
-from nanolm.config.schema import STEEPEST, TrainConfig, key, section
+from nanolm.config.keys import Configuration, key
+from nanolm.config.schema import STEEPEST, Count, Epsilon, OnOff, Switch, Text, TrainConfig, Weight
 from nanolm.errors import ConfigError
 
 TRAIN = load("train")
-CONTAINER = yaml.safe_load(to_yaml(TRAIN))
 
 
-@dataclass(frozen=True)
-class Inner:
-    rate: float = key("a rate", above=0, maximum=1)
+class Inner(Configuration):
+    rate: Epsilon = key("a rate")
 
 
-@dataclass(frozen=True)
-class Example:
-    count: int = key("a count", minimum=1)
-    flag: bool = key("a flag")
-    mode: Literal["auto", "on", "off"] = key("a mode")
-    limit: float | Literal["fitted"] = key("a limit", minimum=0)
-    path: str | None = key("a path", text=True)
-    tags: tuple[str, ...] = key("tags")
-    inner: Inner = section()
-    other: Inner | None = key("another")
+class Near(Configuration):
+    name: Literal["near"] = "near"
+    reach: Count = key("a reach")
+
+
+class Far(Configuration):
+    name: Literal["far", "further"] = key("a name")
+    distance: Count = key("a distance")
+
+
+class Example(Configuration):
+    count: Count = key("a count")
+    flag: Switch = key("a flag")
+    mode: OnOff = key("a mode")
+    limit: Weight | Literal["fitted"] = key("a limit")
+    path: Text | None = key("a path")
+    tags: tuple[Text, ...] = key("tags")
+    inner: Inner
+    other: Inner | None
+    choice: Annotated[Near | Far, Discriminator("name")]
 
 
 VALID: dict[str, Any] = {
@@ -46,14 +55,16 @@ VALID: dict[str, Any] = {
     "tags": ["a"],
     "inner": {"rate": 0.1},
     "other": None,
+    "choice": {"name": "near", "reach": 1},
 }
 
 
 def test_values_become_frozen_objects_of_the_schema() -> None:
-    example = convert(Example, VALID)
-    assert example == Example(3, True, "auto", 0.5, None, ("a",), Inner(0.1), None)
+    built = convert(Example, VALID)
+    expected = (3, True, "auto", 0.5, None, ("a",), Inner(rate=0.1), None, Near(reach=1))
+    assert tuple(getattr(built, item.name) for item in dataclasses.fields(built)) == expected
     with pytest.raises(dataclasses.FrozenInstanceError):
-        example.count = 4  # type: ignore[misc]
+        built.count = 4  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +77,8 @@ def test_values_become_frozen_objects_of_the_schema() -> None:
         ("mode", False, "off"),
         ("path", "", ""),
         ("tags", [], ()),
-        ("other", {"rate": 1}, Inner(1.0)),
+        ("other", {"rate": 1}, Inner(rate=1.0)),
+        ("choice", {"name": "further", "distance": 2}, Far(name="further", distance=2)),
     ],
 )
 def test_values_that_pass(name: str, given_value: object, converted: object) -> None:
@@ -76,73 +88,83 @@ def test_values_that_pass(name: str, given_value: object, converted: object) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "given_value", "told"),
+    ("name", "given_value", "parts"),
     [
-        ("count", "3", "count: expected a whole number >= 1, found the text '3'"),
-        ("count", True, "found true"),
-        ("count", 1.5, "found 1.5"),
-        ("count", 0, ">= 1, found 0"),
-        ("count", None, "count: not given; expected a whole number >= 1, a count"),
-        ("count", math.inf, "found inf"),
-        ("flag", 1, "flag: expected true or false, found 1"),
-        ("flag", "true", "found the text 'true'"),
-        ("mode", "atuo", "expected one of auto, on, off, found the text 'atuo'; did you mean auto?"),
-        ("limit", math.nan, "expected a number >= 0, or fitted, found nan"),
-        ("limit", -1, "found -1"),
-        ("limit", "fited", "did you mean fitted?"),
-        ("limit", 10**400, "limit: expected a number"),
-        ("path", 3, "path: expected text, or null, found 3; write it in quotes"),
-        ("tags", "a", "expected a list of texts, found the text 'a'; write tags=[first,second]"),
-        ("tags", ["a", 1], 'numbers as "1"'),
-        ("inner", None, "inner: expected keys and values, found null"),
-        ("inner", {"rate": 0}, "inner.rate: expected a number > 0 and <= 1, found 0"),
-        ("inner", {"rate": 1, "rat": 1}, "inner.rat: no such key; did you mean inner.rate?"),
-        ("inner", {}, "inner.rate: missing; expected a number > 0 and <= 1, a rate"),
-        ("inner", {"rate": 1, 7: 1}, "inner.7: no such key"),
-        ("inner", {"rate": 1, "_target_": "os.system"}, "inner._target_: no such key"),
+        ("count", "3", ["count: ", "whole number >= 1", "the text '3'"]),
+        ("count", True, ["count: ", "found true"]),
+        ("count", 1.5, ["count: ", "found 1.5"]),
+        ("count", 0, ["count: ", ">= 1", "found 0"]),
+        ("count", None, ["count: required", "a count"]),
+        ("count", math.inf, ["count: ", "found inf"]),
+        ("flag", 1, ["flag: ", "true or false", "found 1"]),
+        ("flag", "true", ["flag: ", "the text 'true'"]),
+        ("mode", "of", ["mode: ", "auto, on, off", "mean off"]),
+        ("limit", math.nan, ["limit: ", "number >= 0", "fitted", "found nan"]),
+        ("limit", -1, ["limit: ", "found -1"]),
+        ("limit", "fited", ["limit: ", "mean fitted"]),
+        ("limit", 10**400, ["limit: ", "number"]),
+        ("path", 3, ["path: ", "text, or null", "found 3", "quotes"]),
+        ("tags", "a", ["tags: ", "list of texts", "tags=[first,second]"]),
+        ("tags", ["a", 1], ["tags: ", 'as "1"']),
+        ("inner", None, ["inner: ", "keys and values", "found null"]),
+        ("inner", {"rate": 0}, ["inner.rate: ", "> 0 and <= 1", "found 0"]),
+        ("inner", {"rate": 1, "rat": 1}, ["inner.rat: ", "mean inner.rate"]),
+        ("inner", {}, ["inner.rate: required", "a rate"]),
+        ("inner", {"rate": 1, 7: 1}, ["inner.7: no such key"]),
+        ("inner", {"rate": 1, "_target_": "os.system"}, ["inner._target_: no such key"]),
+        ("choice", {"name": "neat", "reach": 1}, ["choice.name: ", "near, far, further", "mean near"]),
+        ("choice", {"reach": 1}, ["choice.name: required", "near, far"]),
+        ("choice", {"name": "near", "reach": 1, "distance": 1}, ["choice.distance: ", "only choice=far|further"]),
+        ("choice", {"name": "far"}, ["choice.distance: required", "a distance"]),
+        ("choice", None, ["choice: ", "found null"]),
     ],
 )
-def test_problems_name_the_key_what_was_expected_and_what_was_found(name: str, given_value: object, told: str) -> None:
+def test_a_problem_has_the_key_what_was_expected_and_what_was_found(
+    name: str, given_value: object, parts: list[str]
+) -> None:
     with pytest.raises(ConfigError) as raised:
         convert(Example, {**VALID, name: given_value})
-    assert told in str(raised.value)
+    assert str(raised.value).startswith(parts[0])
+    assert [part for part in parts if part not in str(raised.value)] == []
 
 
-def test_a_hint_for_who_writes_none() -> None:
-    with pytest.raises(ConfigError, match="found the text 'None'; write null for none"):
-        load("train", ["trainer.eval_every=None"])
+def test_all_problems_are_reported_at_once() -> None:
+    with pytest.raises(ConfigError) as raised:
+        convert(Example, {**VALID, "count": 0, "flag": 2, "inner": {"rate": 3}, "limit": "x"})
+    first, *lines = str(raised.value).splitlines()
+    assert first.startswith("4 ")
+    assert [line.strip().partition(":")[0] for line in lines] == ["count", "flag", "limit", "inner.rate"]
 
 
-def test_differences_show_values_as_they_are_typed() -> None:
-    before = load("train", ["trainer.eval_every=null", "evaluate.further_splits=[test]", "sample.prompt="])
-    given = ["trainer.eval_every=2", "wandb.tags=[a,b]", "sample.prompt=its own", "model.tie_word_embeddings=false"]
-    after = load("train", given)
-    assert differences(before, after, ()) == [
-        "  evaluate.further_splits: [test] there, [] now",
+def test_differences_show_values_as_they_are_typed_but_not_those_that_a_continued_run_may_change() -> None:
+    before = load("train", ["trainer.eval_every=null", "sample.prompt=", "trainer.max_steps=5"])
+    given = ["trainer.eval_every=2", "sample.prompt=its own", "model.tie_word_embeddings=false", "schedule=constant"]
+    assert differences(before, load("train", [*given, "trainer.max_steps=9", "data.root=elsewhere"])) == [
         "  model.tie_word_embeddings: true there, false now",
-        "  sample.prompt: the text '' there, its own now",
+        "  schedule.decay_fraction: 0.6 there, null now",
+        "  schedule.final_fraction: 0.0 there, null now",
+        "  schedule.name: wsd there, constant now",
         "  trainer.eval_every: null there, 2 now",
-        "  wandb.tags: [] there, [a,b] now",
     ]
 
 
-def test_all_problems_are_told_at_once() -> None:
-    with pytest.raises(ConfigError) as raised:
-        convert(Example, {**VALID, "count": 0, "flag": 2, "inner": {"rate": 3}})
-    assert str(raised.value).startswith("3 problems in the configuration:\n  count: ")
-    assert len(str(raised.value).splitlines()) == 4
+@pytest.mark.parametrize(("script", "differ"), [("train", False), ("baseline", True)])
+def test_another_teacher_may_continue_the_run_of_a_language_model_alone(
+    script: str, differ: bool, tmp_path: Path
+) -> None:
+    """Its weights are compared with those that the checkpoints name; a baseline has none."""
+    assert bool(differences(load(script), load(script, [f"loss.distillation.teacher={tmp_path}"]))) == differ
 
 
 def test_flatten_gives_every_leaf_by_its_dotted_name() -> None:
     flat = flatten(TRAIN)
     assert flat["trainer.max_steps"] == TRAIN.trainer.max_steps
     assert flat["name"] == TRAIN.name
-    assert "trainer" not in flat
-    assert flatten(convert(Example, VALID))["other.rate"] is None
+    assert not {"trainer", "data.path"} & flat.keys()
 
 
 @given(
-    prompt=st.text(st.characters(exclude_categories=[])),  # lone surrogates too: they stand for bytes that are no UTF-8
+    prompt=st.text(st.characters(exclude_categories=[], exclude_characters="\0")),  # lone surrogates: bytes of no UTF-8
     tags=st.lists(st.text(), max_size=3),
     rate=st.floats(min_value=0, max_value=STEEPEST, exclude_min=True),
     seed=st.integers(0, 2**63 - 1),
@@ -180,6 +202,9 @@ def test_yaml_round_trip_is_exact(prompt: str, tags: list[str], rate: float, see
         to_yaml(TRAIN).replace("seed: 0", "seed: 1" + "0" * 5000),
         to_yaml(TRAIN).replace("seed: 0\n", ""),
         to_yaml(TRAIN).replace("name:", "nmae:", 1),
+        to_yaml(TRAIN).replace("name: sotu\n", "name: [sotu]\n"),
+        to_yaml(TRAIN).replace("tags: []", "tags: &a [*a]"),
+        to_yaml(TRAIN).replace("data:\n", "data: &a\n  more: *a\n"),
     ],
 )
 def test_hostile_and_damaged_yaml_is_refused(text: str) -> None:
@@ -190,7 +215,7 @@ def test_hostile_and_damaged_yaml_is_refused(text: str) -> None:
 def test_yaml_that_would_run_code_runs_none(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     for tag in ("object/apply:pathlib.Path.touch", "object/new:pathlib.Path.touch"):
-        with pytest.raises(ConfigError, match="could not determine a constructor"):
+        with pytest.raises(ConfigError, match="constructor"):
             from_yaml(f"name: !!python/{tag} [!!python/object/apply:pathlib.Path ['{trace}']]", TrainConfig)
     assert not trace.exists()
 
@@ -203,6 +228,9 @@ def test_a_message_about_an_exponential_value_stays_short() -> None:
     assert len(str(raised.value)) < 20_000
 
 
+PIECES = ["null", "true", "1e999", ".inf", "!!binary_x", "&a", "*a", "<<:_", "'", "{", "-_", "\t", "2001-01-01", "1:30"]
+
+
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
 def test_mutated_yaml_is_accepted_or_refused_but_never_breaks(data: st.DataObject) -> None:
@@ -210,24 +238,7 @@ def test_mutated_yaml_is_accepted_or_refused_but_never_breaks(data: st.DataObjec
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(text)))
         stop = data.draw(st.integers(start, min(start + 12, len(text))))
-        piece = st.sampled_from(
-            [
-                "null",
-                "true",
-                "1e999",
-                ".inf",
-                "!!binary x",
-                "&a",
-                "*a",
-                "<<: ",
-                "'",
-                "{",
-                "- ",
-                "\t",
-                "2001-01-01",
-                "1:30",
-            ]
-        )
-        text = text[:start] + data.draw(piece | st.text(max_size=6)) + text[stop:]
+        piece = st.sampled_from(PIECES).map(lambda piece: piece.replace("_", " ")) | st.text(max_size=6)
+        text = text[:start] + data.draw(piece) + text[stop:]
     with contextlib.suppress(ConfigError):
         assert isinstance(from_yaml(text, TrainConfig), TrainConfig)

@@ -1,43 +1,37 @@
-"""Configurations of the data room, with every key at a value that a test can do without."""
+"""Configurations of the data room: a tenth of the documents in each of val, calibration and test."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from nanolm.config.schema import DataConfig, TokenizerConfig
+from nanolm.config import load
+from nanolm.data import open_prepared, prepare
+
+
+def configure(root, *overrides):
+    """``configure(root, "data=jsonl", f"data.path={path}")``: the configuration of scripts/tokenize.py."""
+    tenths = [f"data.{split}_fraction=0.1" for split in ("val", "test", "calibration")]
+    return load("tokenize", ["tokenizer=byte", f"data.root={root}", *tenths, *overrides])
+
+
+def write_jsonl(path: Path, texts) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
 
 
 @pytest.fixture
-def data_config(tmp_path: Path):
-    """``data_config("jsonl", path=…)``: prepared below ``tmp_path/prepared``."""
-
-    def make(name: str = "text", **keys) -> DataConfig:
-        defaults = {
-            "path": None,
-            "root": str(tmp_path / "prepared"),
-            "text_column": "text",
-            "hub_path": None,
-            "hub_name": None,
-            "hub_revision": None,
-            "max_documents": None,
-            "held_out_documents": 10,
-            "val_fraction": 0.1,
-            "test_fraction": 0.1,
-            "calibration_fraction": 0.1,
-            "shifted_from_year": None,
-            "split_seed": 0,
-        }
-        keys = {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
-        return DataConfig(name=name, **{**defaults, **keys})
-
-    return make
+def config(tmp_path):
+    """``config("data=sotu", …)``: prepared below ``tmp_path/prepared``."""
+    return lambda *overrides: configure(tmp_path / "prepared", *overrides)
 
 
 @pytest.fixture
-def tokenizer_config():
-    """``tokenizer_config("bpe", 300)``."""
+def tokenize(config):
+    """``tokenize("data=sotu", …)``: the prepared corpus, opened."""
 
-    def make(name: str = "byte", vocab_size: int | None = None, training_bytes: int | None = None) -> TokenizerConfig:
-        return TokenizerConfig(name, vocab_size, training_bytes)
+    def run(*overrides):
+        chosen = config(*overrides)
+        return open_prepared(prepare(chosen.data, chosen.tokenizer))
 
-    return make
+    return run

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nanolm.config.schema import TokenizerConfig
-from nanolm.data.corpus import Document
+from nanolm.data import train_tokenizer
+from nanolm.data.documents import Document
 from nanolm.data.pieces import PIECE_CHARACTERS, pieces
-from nanolm.data.splits import SplitDocument
-from nanolm.data.tokenizer import train_tokenizer
+from tests.data.conftest import configure
 
 # Letters, digits, contractions, every kind of white space that some library knows, and what is no ASCII.
 texts = st.lists(
@@ -25,14 +24,14 @@ texts = st.lists(
 def cut(text, limit, chunk):
     """The pieces of a text that is read in chunks of so many characters."""
     chunks = [text[i : i + chunk] for i in range(0, len(text), chunk)]
-    return list(pieces([SplitDocument("train", Document("a file", chunks), 7)], limit))
+    return list(pieces([Document("a file", chunks, "train", offset=7)], limit))
 
 
 @given(texts, st.integers(1, 40), st.integers(1, 50))
 def test_the_pieces_are_the_text(text, limit, chunk):
     parts = cut(text, limit, chunk)
     assert "".join(part.text for part in parts) == text
-    assert [part.ends_document for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
     assert all(part.text for part in parts) or parts[0].text == text == ""
     assert all(len(part.text) < 2 * limit for part in parts) or limit == 1
     assert [part.offset for part in parts] == [7 + sum(len(p.text) for p in parts[:i]) for i in range(len(parts))]
@@ -40,13 +39,15 @@ def test_the_pieces_are_the_text(text, limit, chunk):
 
 @given(texts, st.integers(1, 40), st.integers(1, 50), st.integers(1, 50))
 def test_the_pieces_do_not_depend_on_how_the_text_is_read(text, limit, one_chunk, other_chunk):
-    assert cut(text, limit, one_chunk) == cut(text, limit, other_chunk)
+    one, other = ([part[1:] for part in cut(text, limit, chunk)] for chunk in (one_chunk, other_chunk))
+    assert one == other
 
 
 @pytest.fixture(scope="module")
 def bpe():
     sample = " the theme's 42 others!\r\n  they\t...\n" * 3
-    return train_tokenizer(TokenizerConfig("bpe", 300, None), iter([sample]))
+    config = configure("data", "data=sotu", "tokenizer=bpe", "tokenizer.vocab_size=300")
+    return train_tokenizer(config.tokenizer, iter([sample]))
 
 
 @settings(deadline=None, max_examples=300)

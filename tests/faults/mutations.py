@@ -1,68 +1,24 @@
-"""Files as a failing disk or a stranger would change them: strategies for any JSON content and for any bytes."""
+"""Files as a failing disk or an attacker would change them: strategies for any JSON content and for any bytes."""
 
 import copy
 import json
 
 from hypothesis import strategies as st
 
-WILD = (
-    None,
-    True,
-    False,
-    -1,
-    0,
-    1,
-    3,
-    2**31,
-    2**63,
-    10**400,
-    -(10**4000),
-    0.5,
-    -0.0,
-    1e308,
-    float("nan"),
-    float("inf"),
-    "",
-    "a",
-    "the",
-    "0",
-    "null",
-    "../x",
-    "/etc/passwd",
-    "a\0b",
-    "\x1b[2J",
-    "\ud800",
-    "x" * 300,
-    "<script>",
-    "_target_",
-    [],
-    {},
-    [[]],
-    [None],
-    {"": None},
-    {"type": "BPE"},
-    {"value": "1"},
-)
-_PIECES = (b"null", b"true", b"NaN", b"-Infinity", b"1e999", b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\u0000")
-_MORE_PIECES = (
-    b"\\ud800",
-    b"\xff",
-    b"\0",
-    b"\r\n",
-    b"\xef\xbb\xbf",
-    b"9" * 400,
-    b"[" * 70,
-    b'{"a":' * 70,
-    b"../",
-    b"\\",
-)
+NUMBERS = (-1, 0, 1, 3, 2**31, 2**63, 10**400, -(10**4000), 0.5, -0.0, 1e308, float("nan"), float("inf"))
+TEXTS = ("", "a", "the", "0", "null", "../x", "/etc/passwd", "a\0b", "\x1b[2J", "\ud800", "x" * 300, "<script>")
+OTHERS = (None, True, False, "_target_", [], {}, [[]], [None], {"": None}, {"type": "BPE"}, {"value": "1"})
+SYNTAX = (b"null", b"true", b"NaN", b"-Infinity", b"1e999", b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"../")
+PIECES = (b"\\u0000", b"\\ud800", b"\xff", b"\0", b"\r\n", b"\xef\xbb\xbf", b"9" * 400, b"[" * 70, b'{"a":' * 70)
 
-wild = st.sampled_from(WILD) | st.integers() | st.floats() | st.text(max_size=5)  # copied before it is changed
+wild = (  # copied before it is changed
+    st.sampled_from(NUMBERS + TEXTS + OTHERS) | st.integers() | st.floats() | st.text(max_size=5)
+)
 
 
 @st.composite
 def mutated(draw, content):
-    """A JSON content with some of its nodes replaced, removed, copied elsewhere, wrapped or given more keys."""
+    """A JSON content with some of its nodes replaced, removed, wrapped or nested, or given more keys."""
     root = {"root": copy.deepcopy(content)}
     for _ in range(draw(st.integers(1, 3))):
         parent, key = root, "root"
@@ -104,7 +60,7 @@ def damaged(draw, content):
         elif what == "cut":
             del data[start:stop]
         elif what == "insert":
-            data[start:stop] = draw(st.sampled_from(_PIECES + _MORE_PIECES) | st.binary(max_size=8))
+            data[start:stop] = draw(st.sampled_from(SYNTAX + PIECES) | st.binary(max_size=8))
         elif what == "double":
             data[start:start] = data[start:stop]
         elif what == "truncate":
@@ -113,5 +69,5 @@ def damaged(draw, content):
 
 
 def as_json(content):
-    """A content as bytes of JSON, also where it holds half of a surrogate pair or a NaN."""
+    """Return a content as bytes of JSON, even if it holds half of a surrogate pair or a NaN."""
     return json.dumps(content).encode()

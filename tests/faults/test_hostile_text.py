@@ -9,7 +9,7 @@ import pytest
 
 from nanolm.errors import DataError, visible
 from nanolm.tracking import Console
-from tests.faults.strangers import call, make_checkpoint, overrides, resign
+from tests.faults.untrusted import call, make_checkpoint, overrides, resign
 
 MARKUP = "</pre></style><script>alert('x')</script><img src=x onerror=alert(1)>{{ 7 * 7 }}{% raw %}{# &amp; \"'`"
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x1b[31m\r\x08\x9b1m\u202egnp.exe"
@@ -64,7 +64,7 @@ def test_markup_in_the_corpus_the_prompt_and_the_names_is_text_on_every_page(tmp
     assert "{{ 5 * 5 }}" in check((tmp_path / "out" / "report-train.html").read_text(encoding="utf-8")).text
 
 
-def test_markup_in_a_strangers_calibration_is_text(tmp_path, corpus):
+def test_markup_in_an_untrusted_calibration_is_text(tmp_path, corpus):
     given = overrides(corpus, tmp_path / "data")
     checkpoint, _ = make_checkpoint(tmp_path / "run", given)
     (checkpoint / "calibration.json").write_text(json.dumps({"temperature": None, "reason": MARKUP + ESCAPES}))
@@ -83,12 +83,11 @@ def is_harmless(text):
 
 @pytest.mark.parametrize("content", [b"", b"a\xff"], ids=["empty", "no UTF-8"])
 def test_a_file_name_cannot_command_the_terminal(tmp_path, content):
-    path = tmp_path / f"{ESCAPES}.txt"
-    path.write_bytes(content)
+    (tmp_path / f"{ESCAPES}.txt").write_bytes(content)
     code, said = call("train", ["data=text", f"data.path={tmp_path}/*.txt", f"hydra.run.dir={tmp_path / 'run'}"])
     assert code == 2
     assert is_harmless(said)
-    assert "\\x1b]0;owned\\x07" in said, "the name is told all the same"
+    assert "\\x1b]0;owned\\x07" in said, "the name is shown all the same"
 
 
 def test_an_error_is_harmless_wherever_it_is_shown():
@@ -127,5 +126,4 @@ def test_notes_are_harmless_everywhere(kind, monkeypatch):
     console.note(f"a reason {ESCAPES}")
     console.close()
     assert "\\x1b]0;owned\\x07" in stream.getvalue()
-    assert "\x1b]" not in stream.getvalue()
-    assert "\x1b[2J" not in stream.getvalue()
+    assert not any(escape in stream.getvalue() for escape in ("\x1b]", "\x1b[2J"))

@@ -13,35 +13,28 @@ def rows_of(step):
     return [dict(zip(step.table[0][1:], map(float, row[1:]), strict=True)) for row in step.table[1:]]
 
 
-def test_ece_and_entropy_gap_are_what_their_definitions_say(column, assert_all_hold):
+def test_ece_and_entropy_gap_are_what_their_definitions_say(cells, curve):
     step = calibration.reliability(0)
-    assert_all_hold(step)
     p, labels = calibration.draw_halves(0)[1]
     q = (2 * p.log()).softmax(dim=1)
-    expected = multiclass_calibration_error(q, labels, calibration.NUM_CLASSES, n_bins=10, norm="l1")
-    assert step.identities[0].left == pytest.approx(float(expected), abs=1e-6)
-    weighted = np.dot(
-        [float(cell) for cell in column(step, "share of predictions")],
-        [float(cell) for cell in column(step, "distance")],
-    )
-    assert weighted == pytest.approx(float(expected), abs=2e-4)
+    expected = float(multiclass_calibration_error(q, labels, calibration.NUM_CLASSES, n_bins=10, norm="l1"))
+    of_bins, of_gap, _ = step.identities
+    assert of_bins.left == pytest.approx(expected, abs=1e-6)
+    assert np.dot(cells(step, "share of predictions"), cells(step, "distance")) == pytest.approx(expected, abs=2e-4)
     gap = np.mean(-np.log(q.numpy()[np.arange(len(q)), labels])) - np.mean(scipy.special.entr(q.numpy()).sum(axis=1))
-    assert step.identities[1].right == pytest.approx(gap, abs=1e-6)
+    assert of_gap.right == pytest.approx(gap, abs=1e-6)
     for name in ("ECE", "entropy gap", "confidence", "accuracy"):
         assert name in step.about
-
-
-def test_the_reliability_diagram_has_the_truth_on_the_diagonal():
-    diagonal, truth, doubled = calibration.reliability(0).plot.curves
-    assert list(diagonal.x) == list(diagonal.y) == [0, 1]
-    assert truth.y[1:] == pytest.approx(truth.x[1:], abs=0.08)  # bins hold tens to thousands of predictions
-    assert all(accuracy < confidence for confidence, accuracy in zip(doubled.x, doubled.y, strict=True))
+    confidence, accuracy = curve(step, "the truth")
+    assert accuracy[1:] == pytest.approx(confidence[1:], abs=0.08)  # bins hold tens to thousands of predictions
+    confidence, accuracy = curve(step, "its logits doubled")
+    assert np.all(accuracy < confidence)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 14])  # of 25 seeds, 14 has the T farthest from 2
-def test_the_temperature_is_fitted_on_one_half_and_measured_on_the_other(seed, assert_all_hold):
-    step = calibration.held_back_temperature(seed)
-    assert_all_hold(step)
+def test_the_temperature_is_fitted_on_one_half_and_measured_on_the_other(seed):
+    step = calibration.held_out_temperature(seed)
+    assert all(identity.holds for identity in step.identities)
     (p_fit, labels_fit), (p, labels) = ((part.numpy() for part in half) for half in calibration.draw_halves(seed))
 
     def nll(temperature, p, labels):
@@ -51,8 +44,7 @@ def test_the_temperature_is_fitted_on_one_half_and_measured_on_the_other(seed, a
     assert step.identities[1].left == pytest.approx(best, abs=1e-4)
     truth, doubled, fixed = rows_of(step)
     assert fixed["NLL"] == pytest.approx(nll(best, p, labels), abs=1e-4)
-    assert fixed["entropy gap"] != 0  # it would be 0 on the draws that T was fitted on
-    assert abs(fixed["entropy gap"]) < 0.08
+    assert 0 < abs(fixed["entropy gap"]) < 0.08  # it would be 0 on the draws that T was fitted on
     assert truth["accuracy"] == doubled["accuracy"] == pytest.approx(np.mean(p.argmax(axis=1) == labels), abs=1e-4)
     # The sums of an ECE in 15 bins are at least the distance of their totals.
     assert doubled["ECE"] >= doubled["confidence"] - doubled["accuracy"] - 1e-4
@@ -62,10 +54,8 @@ def test_the_temperature_is_fitted_on_one_half_and_measured_on_the_other(seed, a
     assert fixed["ECE"] < 0.04
 
 
-def test_the_gap_and_ece_disagree(assert_all_hold):
-    step = calibration.top_label_and_whole()
-    assert_all_hold(step)
-    truth, q, sharpened = rows_of(step)
+def test_the_gap_and_ece_disagree():
+    truth, q, sharpened = rows_of(calibration.top_label_and_whole())
     assert truth["ECE"] == truth["entropy gap"] == 0
     assert q["confidence"] > q["accuracy"]
     assert q["entropy gap"] < 0

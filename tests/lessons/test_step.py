@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from nanolm.lessons.step import Identity, figure
+from nanolm.lessons.step import Identity, Step, significant
 
 
 @pytest.mark.parametrize(
@@ -25,5 +25,14 @@ def test_an_identity_holds_within_its_tolerance(left, right, tolerance, holds):
     ("value", "text"),
     [(0.0, "0"), (math.inf, "inf"), (1000.0, "1000"), (0.25, "0.2500"), (99.98, "99.98"), (5e-324, "4.941e-324")],
 )
-def test_figures_have_four_digits(value, text):
-    assert figure(value) == text
+def test_numbers_have_four_digits(value, text):
+    assert significant(value) == text
+
+
+def test_columns_become_rows():
+    step = Step("", "", "")
+    step.column("n", [1000, 2000], ",")
+    step.column("x", [0.5, math.inf], "digits")
+    step.column("list", [[1], [2]], "words")
+    assert step.table == [("n", "x", "list"), ("1,000", "0.5000", "[1]"), ("2,000", "inf", "[2]")]
+    assert step.words == ["list"]

@@ -1,15 +1,13 @@
 """Fixtures of the tests of nanolm.loss."""
 
+from collections.abc import Callable
+
 import pytest
 
-from nanolm.loss import fused
+from tests.loss.problems import take_at_once
 
 
 @pytest.fixture
-def set_chunk(monkeypatch):
+def set_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """set_chunk(rows) makes linear_nll take so many tokens at a time."""
-
-    def set_rows(rows: int) -> None:
-        monkeypatch.setattr(fused, "rows_per_chunk", lambda num_tokens, bytes_per_row, device: rows)
-
-    return set_rows
+    return lambda num_rows: take_at_once(monkeypatch, num_rows)

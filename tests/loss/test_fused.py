@@ -1,102 +1,84 @@
 """linear_nll against the textbook, over the options combined; and what must not change its answer."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanolm.loss import LossOptions, fused, linear_nll, softmax_nll
-from tests.loss.problems import assert_same, assert_statistics, make_problem, pairwise
+from nanolm.loss import LossOptions, linear_nll, softmax_nll
+from tests.loss.problems import (
+    OPTIONS,
+    assert_reduced,
+    assert_same,
+    assert_statistics,
+    combined,
+    make_problem,
+    take_at_once,
+)
 
-CASES = pairwise(
-    {
-        "label_smoothing": (0.0, 0.1),
-        "z_loss": (0.0, 0.02),
-        "softcap": (None, 2.0),
-        "temperature": (1.0, 0.6),
-        "ignore_index": (-100, 3),
-        "soft": (False, True),
-        "bias": (False, True),
-        "ignored": (False, True),
-        "reduction": ("sum", "mean", "none"),
-        "statistics": ("none", "basic", "full"),
-        "rows": (1, 4, 100),
-        "num_classes": (13, 300),
-        "frozen": (None, 0, 1),
-    }
+CASES = combined(
+    60,
+    **OPTIONS,
+    ignore_index=(-100, 3),
+    soft=(False, True),
+    bias=(False, True),
+    ignored=(False, True),
+    reduction=("sum", "mean", "none"),
+    statistics=("none", "basic", "full"),
+    rows=(1, 4, 100),
+    num_classes=(13, 300),
+    frozen=(None, 0, 1),
 )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_linear_nll_is_the_reference(case, set_chunk):
     set_chunk(case["rows"])
-    names = ("label_smoothing", "z_loss", "softcap", "temperature", "ignore_index")
-    options = LossOptions(**{name: case[name] for name in names})
+    options = LossOptions(**{name: case[name] for name in (*OPTIONS, "ignore_index")})
     ignored = options.ignore_index if case["ignored"] else None
     p = make_problem(num_classes=case["num_classes"], bias=case["bias"], soft=case["soft"], ignored=ignored)
     if ignored is None:
         p.targets[p.targets == options.ignore_index] = 0
     if case["frozen"] is not None:
         p.inputs[case["frozen"]].requires_grad_(False)
-    answer = p.answer(options)
     result = linear_nll(*p.arguments, options, case["reduction"], case["statistics"])
+    answer = p.answer(options)
     assert_statistics(result, answer)
-    assert result.count == answer.valid.sum()
-    assert (result.confidence is None) == (case["statistics"] == "none")
-    assert (result.entropy is None) == (case["statistics"] == "none")
+    assert (result.confidence is None) == (result.entropy is None) == (case["statistics"] == "none")
     assert (result.logit_variance is None) == (case["statistics"] != "full")
-
-    if case["reduction"] == "none":
-        expected, upstream = answer.objective, np.linspace(-1, 2, len(p.hidden))
-        given_upstream = torch.tensor(upstream)
-    else:
-        scale = 1 / answer.valid.sum() if case["reduction"] == "mean" else 1.0
-        expected, upstream = answer.objective.sum() * scale, np.full(len(p.hidden), 0.7 * scale)
-        given_upstream = torch.tensor(0.7, dtype=torch.float64)
-    np.testing.assert_allclose(result.objective.detach(), expected, rtol=1e-11, atol=1e-11)
-    result.objective.backward(given_upstream)
-    for tensor, exact in zip(p.inputs, p.gradients(options, upstream), strict=True):
-        if tensor.requires_grad:
-            np.testing.assert_allclose(tensor.grad, exact, rtol=1e-10, atol=1e-11)
-        else:
-            assert tensor.grad is None
+    p.assert_gradients(assert_reduced(result, answer, case["reduction"]))
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
 @pytest.mark.parametrize("case", [case for case in CASES if case["num_classes"] == 13][:6], ids=str)
 def test_gradcheck(case, reduction, set_chunk):
     set_chunk(case["rows"])
-    options = LossOptions(case["label_smoothing"], case["z_loss"], case["softcap"], case["temperature"])
+    options = LossOptions(**{name: case[name] for name in OPTIONS})
     p = make_problem(num_tokens=6, width=3, bias=case["bias"], soft=case["soft"])
-    assert torch.autograd.gradcheck(
-        lambda *inputs: (
-            linear_nll(
-                inputs[0], inputs[1], p.targets, inputs[2] if case["bias"] else None, p.soft_targets, options, reduction
-            ).objective
-        ),
-        p.inputs,
-    )
+
+    def objective(hidden, weight, bias=None):
+        return linear_nll(hidden, weight, p.targets, bias, p.soft_targets, options, reduction).objective
+
+    assert torch.autograd.gradcheck(objective, p.inputs)
 
 
 @given(
     num_tokens=st.integers(0, 40),
     num_classes=st.integers(1, 400),
     width=st.integers(1, 6),
-    rows=st.integers(1, 50),
+    num_rows=st.integers(1, 50),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_shape_agrees_with_the_dense_loss(num_tokens, num_classes, width, rows, seed):
+def test_any_shape_agrees_with_the_dense_loss(num_tokens, num_classes, width, num_rows, seed):
     p = make_problem(num_tokens, width, num_classes, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "rows_per_chunk", lambda *_: rows)
+        take_at_once(patch, num_rows)
         ours = linear_nll(p.hidden, p.weight, p.targets, statistics="full")
     dense = softmax_nll(p.hidden @ p.weight.T, p.targets)
     assert_same(ours, dense, tolerance=1e-10)
     gradients = [torch.autograd.grad(result.objective, p.inputs) for result in (ours, dense)]
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(*gradients, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("statistics", ["basic", "full"])
@@ -108,21 +90,17 @@ def test_chunk_size_does_not_matter(set_chunk, statistics):
         results.append(linear_nll(*p.arguments, statistics=statistics))
         gradients.append(torch.autograd.grad(results[-1].objective, p.inputs))
         assert_same(results[-1], results[0], tolerance=2e-6)
-        for one, other in zip(gradients[-1], gradients[0], strict=True):
-            torch.testing.assert_close(one, other, atol=5e-6, rtol=1e-5)
+        torch.testing.assert_close(gradients[-1], gradients[0], atol=5e-6, rtol=1e-5)
 
 
 def test_token_order_does_not_matter(set_chunk):
     set_chunk(8)
     p = make_problem(num_tokens=30)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
-    one = linear_nll(p.hidden, p.weight, p.targets, statistics="full")
-    other = linear_nll(p.hidden[order], p.weight, p.targets[order], statistics="full")
+    one, other = (linear_nll(p.hidden[rows], p.weight, p.targets[rows], statistics="full") for rows in (..., order))
     torch.testing.assert_close(one.objective, other.objective)
-    torch.testing.assert_close(one.nll[order], other.nll)
-    torch.testing.assert_close(one.entropy[order], other.entropy)
-    gradients = [torch.autograd.grad(result.objective, p.inputs) for result in (one, other)]
-    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close((one.nll[order], one.entropy[order]), (other.nll, other.entropy))
+    torch.testing.assert_close(*(torch.autograd.grad(result.objective, p.inputs) for result in (one, other)))
 
 
 def test_a_shift_of_all_logits_does_not_matter():
@@ -147,12 +125,10 @@ def test_with_and_without_gradients_the_numbers_are_the_same(statistics):
 def test_repeated_calls_are_bitwise_equal(set_chunk):
     set_chunk(16)
     p = make_problem(num_tokens=64, num_classes=2000, width=32, dtype=torch.float32, bias=True)
-    options = LossOptions(label_smoothing=0.1, z_loss=1e-3)
-    results = [linear_nll(*p.arguments, options) for _ in range(3)]
+    results = [linear_nll(*p.arguments, LossOptions(label_smoothing=0.1, z_loss=1e-3)) for _ in range(2)]
+    assert_same(*results)
     gradients = [torch.autograd.grad(result.objective, p.inputs) for result in results]
-    for result, gradient in zip(results[1:], gradients[1:], strict=True):
-        assert_same(result, results[0])
-        assert all(torch.equal(one, other) for one, other in zip(gradient, gradients[0], strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("num_classes", [13, 300])

@@ -1,4 +1,4 @@
-"""The figures of "Log-likelihood from first principles", and the identities that the textbook states."""
+"""The numbers of "Log-likelihood from first principles", and the identities that the textbook states."""
 
 import math
 
@@ -19,15 +19,15 @@ def distribution(size):
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "figures"),
+    ("probabilities", "numbers"),
     [
         ([0.9, 0.5, 0.01], [0.105, 0.693, 4.605]),
         ([0.60, 0.80, 0.95, 0.999], [0.511, 0.223, 0.051, 0.001]),
         ([0.40, 0.20, 0.05, 0.001], [0.916, 1.609, 2.996, 6.908]),
     ],
 )
-def test_surprisals_of_the_source(probabilities, figures):
-    np.testing.assert_allclose(reference.surprisal(probabilities), figures, atol=5e-4)
+def test_surprisals_of_the_source(probabilities, numbers):
+    np.testing.assert_allclose(reference.surprisal(probabilities), numbers, atol=5e-4)
 
 
 def test_the_smoothed_target_of_the_source():

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from nanolm.config.schema import ModelConfig
 from nanolm.errors import ConfigError
 from nanolm.model import GPT, generate
 from nanolm.model.generate import candidates, next_token
+from tests.model.tiny import random_model
 
 END_OF_TEXT = 0
 LOGITS = torch.tensor([1.0, 3.0, 2.0, 3.0, -1.0, 2.0, 2.0])  # ties at the top and in the middle
@@ -22,12 +22,8 @@ def seeded(seed: int) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    torch.manual_seed(0)
-    config = ModelConfig("tiny", 32, 2, 4, 2, None, 48, False, 10000.0, 1e-6, 0.02, 0.2)
-    model = GPT(config, 23)
+    model = random_model(23, std=0.3, tie_word_embeddings=False, dropout=0.2)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter.ndim == 1))
         model.lm_head.weight[END_OF_TEXT] = 0  # drawn rarely enough that texts grow long
     return model
 
@@ -74,21 +70,13 @@ def test_equals_keep_their_order_in_a_large_vocabulary():
     assert candidates(torch.zeros(5000), 1.0, top_k=4)[1].tolist() == [0, 1, 2, 3]
 
 
-def test_top_p_keeps_the_shortest_sufficient_run():
+def test_top_p_keeps_the_shortest_sufficient_run_of_what_top_k_leaves():
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
-    kept = {top_p: candidates(logits, 1.0, top_p=top_p)[1].tolist() for top_p in (0.01, 0.39, 0.41, 0.69, 0.71, 0.95)}
-    assert kept == {0.01: [1], 0.39: [1], 0.41: [1, 3], 0.69: [1, 3], 0.71: [1, 3, 2], 0.95: [1, 3, 2, 0]}
-
-
-def test_top_p_of_one_keeps_even_the_least_likely():
+    kept = {0.01: [1], 0.39: [1], 0.41: [1, 3], 0.69: [1, 3], 0.71: [1, 3, 2], 0.95: [1, 3, 2, 0]}
+    assert {top_p: candidates(logits, 1.0, top_p=top_p)[1].tolist() for top_p in kept} == kept
+    assert candidates(logits, 1.0, top_k=2, top_p=0.5)[1].tolist() == [1]  # 0.4 of 0.7 is more than half
     logits = torch.cat((torch.zeros(8), torch.full((5,), -60.0)))  # eight times 1/8 is 1 exactly, the rest rounds away
-    assert len(candidates(logits, 1.0, top_p=1.0)[1]) == 13
-    assert len(candidates(logits, 1.0, top_p=0.999999)[1]) == 8
-
-
-def test_top_p_acts_on_what_top_k_leaves():
-    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
-    assert candidates(logits, 1.0, top_k=2, top_p=0.5)[1].tolist() == [0]  # 0.4 of 0.7 is more than half
+    assert [len(candidates(logits, 1.0, top_p=top_p)[1]) for top_p in (1.0, 0.999999)] == [13, 8]
 
 
 def test_a_tiny_temperature_is_greedy_and_finite():
@@ -138,21 +126,15 @@ def test_a_full_window_goes_on_from_its_last_half(model, prompt_length):
     assert len(found) == 30
 
 
-def test_no_position_beyond_the_context_is_used(model, monkeypatch):
+def test_no_position_beyond_the_context_is_used(model):
     lengths = []
-    forward = GPT.forward
-
-    def recording_forward(self, tokens, cache):
-        lengths.append(cache.length + tokens.shape[1])
-        return forward(self, tokens, cache)
-
-    monkeypatch.setattr(GPT, "forward", recording_forward)
-    draw(model, num=60, context=8)
-    assert max(lengths) == 8
-
-
-def test_context_of_one_token(model):
-    assert len(draw(model, num=5, context=1, temperature=0)) == 5
+    hook = model.register_forward_pre_hook(lambda _, given: lengths.append(given[1].length + given[0].shape[1]))
+    with hook:
+        draw(model, num=60, context=8)
+        assert max(lengths) == 8
+        lengths.clear()
+        assert len(draw(model, num=5, context=1, temperature=0)) == 5
+        assert max(lengths) == 1
 
 
 def test_end_of_text_ends_and_is_not_returned(model):
@@ -175,18 +157,15 @@ def test_an_empty_prompt_gives_a_token_even_where_end_of_text_is_most_likely(mod
 
 
 def test_softcap_is_the_one_of_training(model):
-    """A cap near zero makes all tokens alike, so that texts differ from uncapped ones."""
     hidden = model.eval()(torch.tensor([[3, 4]]))[0, -1]
     logits = 0.5 * torch.tanh(F.linear(hidden, model.head_weight) / 0.5)
-    generator = seeded(0)
-    expected = next_token(logits, 1.0, None, None, generator)
-    assert draw(model, num=1, softcap=0.5) == [expected]
+    assert draw(model, num=1, softcap=0.5) == [next_token(logits, 1.0, None, None, seeded(0))]
     assert draw(model, softcap=0.5) != draw(model)
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"context": 0}]
+    ("name", "value"), [("temperature", -1.0), ("top_k", 0), ("top_p", 0.0), ("top_p", 1.1), ("context", 0)]
 )
-def test_impossible_requests_are_refused(model, options):
-    with pytest.raises(ConfigError):
-        draw(model, **options)
+def test_impossible_requests_are_refused(model, name, value):
+    with pytest.raises(ConfigError, match=name):
+        draw(model, **{name: value})

@@ -1,60 +1,27 @@
 """The decoder against Hugging Face's Qwen3, and against itself."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nanolm.config.schema import ModelConfig
-from nanolm.errors import ConfigError
 from nanolm.model import GPT, KVCache
+from tests.model.tiny import random_model, tiny_config
 
-TINY = ModelConfig(
-    name="tiny",
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=None,
-    intermediate_size=48,
-    tie_word_embeddings=True,
-    rope_theta=10000.0,
-    rms_norm_eps=1e-6,
-    initializer_range=0.02,
-    dropout=0.0,
-)
 VOCAB_SIZE = 61
 
 
-def random_model(config: ModelConfig = TINY, seed: int = 0) -> GPT:
-    """A model with no weight at its initial value: fresh ones hold zeros and ones that would hide mistakes."""
-    torch.manual_seed(seed)
-    model = GPT(config, VOCAB_SIZE)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
-    return model.eval()
+def draw_tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(1))
 
 
 def logits_of(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
     return F.linear(model(tokens), model.head_weight)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"num_key_value_heads": 4},
-        {"num_key_value_heads": 1, "tie_word_embeddings": False},
-        {"head_dim": 24, "tie_word_embeddings": False},
-        {"rope_theta": 1e6, "rms_norm_eps": 1e-3},
-    ],
-)
-def test_agrees_with_qwen3(changes):
+def qwen3(model: GPT) -> torch.nn.Module:
+    """Hugging Face's model of the same configuration and weights."""
     transformers = pytest.importorskip("transformers")
-    config = replace(TINY, **changes)
-    model = random_model(config)
+    config = model.config
     oracle = transformers.Qwen3ForCausalLM(
         transformers.Qwen3Config(
             vocab_size=VOCAB_SIZE,
@@ -72,26 +39,30 @@ def test_agrees_with_qwen3(changes):
     missing, unexpected = oracle.load_state_dict(model.state_dict(), strict=False)
     assert not unexpected
     assert missing == (["lm_head.weight"] if config.tie_word_embeddings else [])
-    tokens = torch.randint(VOCAB_SIZE, (3, 40), generator=torch.Generator().manual_seed(1))
+    return oracle
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": 4},
+        {"num_key_value_heads": 1, "tie_word_embeddings": False},
+        {"head_dim": 24, "tie_word_embeddings": False},
+        {"rope_theta": 1e6, "rms_norm_eps": 1e-3},
+    ],
+)
+def test_agrees_with_qwen3(changes):
+    model, tokens = random_model(VOCAB_SIZE, **changes), draw_tokens(3, 40)
     with torch.no_grad():
-        expected = oracle(tokens).logits
-        found = logits_of(model, tokens)
+        expected, found = qwen3(model)(tokens).logits, logits_of(model, tokens)
     assert expected.std() > 0.5
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_agree_with_qwen3():
-    transformers = pytest.importorskip("transformers")
-    model = random_model()
-    oracle = transformers.Qwen3ForCausalLM(
-        transformers.Qwen3Config(
-            vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            head_dim=8, intermediate_size=48, tie_word_embeddings=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        )
-    )  # fmt: skip
-    oracle.load_state_dict(model.state_dict(), strict=False)
-    tokens = torch.randint(VOCAB_SIZE, (2, 20), generator=torch.Generator().manual_seed(1))
+    model, tokens = random_model(VOCAB_SIZE), draw_tokens(2, 20)
+    oracle = qwen3(model)
     logits_of(model, tokens).logsumexp(-1).sum().backward()
     oracle(tokens).logits.logsumexp(-1).sum().backward()
     expected = dict(oracle.named_parameters())
@@ -100,8 +71,7 @@ def test_gradients_agree_with_qwen3():
 
 
 def test_no_token_sees_its_future():
-    model = random_model()
-    tokens = torch.randint(VOCAB_SIZE, (1, 24), generator=torch.Generator().manual_seed(2))
+    model, tokens = random_model(VOCAB_SIZE), draw_tokens(1, 24)
     changed = tokens.clone()
     changed[0, 15] = (changed[0, 15] + 1) % VOCAB_SIZE
     with torch.no_grad():
@@ -112,9 +82,7 @@ def test_no_token_sees_its_future():
 
 @pytest.mark.parametrize("pieces", [[1] * 20, [20], [7, 1, 1, 6, 5], [1, 19]])
 def test_cache_equals_full_forward(pieces):
-    model = random_model()
-    tokens = torch.randint(VOCAB_SIZE, (2, 20), generator=torch.Generator().manual_seed(3))
-    cache = KVCache(capacity=20)
+    model, tokens, cache = random_model(VOCAB_SIZE), draw_tokens(2, 20), KVCache(capacity=20)
     with torch.no_grad():
         parts = [model(piece, cache) for piece in tokens.split(pieces, 1)]
         torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
@@ -122,17 +90,16 @@ def test_cache_equals_full_forward(pieces):
 
 
 def test_a_full_cache_refuses_more():
-    model, cache = random_model(), KVCache(capacity=4)
-    model(torch.zeros(1, 4, dtype=torch.long), cache)
+    model, cache = random_model(VOCAB_SIZE), KVCache(capacity=4)
+    model(draw_tokens(1, 4), cache)
     with pytest.raises(ValueError, match="4 tokens cannot hold 5"):
-        model(torch.zeros(1, 1, dtype=torch.long), cache)
+        model(draw_tokens(1, 1), cache)
 
 
 def test_dropout_is_nothing_in_evaluation_and_at_zero():
-    tokens = torch.randint(VOCAB_SIZE, (2, 16), generator=torch.Generator().manual_seed(4))
-    plain, dropping = random_model(), random_model(replace(TINY, dropout=0.5))
-    expected = plain(tokens)
-    state = torch.get_rng_state()
+    plain, dropping = (random_model(VOCAB_SIZE, dropout=dropout) for dropout in (0.0, 0.5))
+    tokens = draw_tokens(2, 16)
+    expected, state = plain(tokens), torch.get_rng_state()
     assert torch.equal(dropping(tokens), expected)
     assert torch.equal(plain.train()(tokens), expected)
     assert torch.equal(torch.get_rng_state(), state)  # nothing was drawn
@@ -142,7 +109,7 @@ def test_dropout_is_nothing_in_evaluation_and_at_zero():
 @pytest.mark.parametrize("part", ["embeddings", "attention", "residual"])
 def test_dropout_reaches_each_part(part):
     """With dropout in one place alone, repeated passes in training differ."""
-    model = random_model(replace(TINY, dropout=0.3)).train()
+    model = random_model(VOCAB_SIZE, dropout=0.3).train()
     if part != "embeddings":
         model.model.dropout = 0.0
     for block in model.model.layers:
@@ -150,22 +117,22 @@ def test_dropout_reaches_each_part(part):
             block.self_attn.dropout = 0.0
         if part != "residual":
             block.dropout = 0.0
-    tokens = torch.arange(16)[None]
+    tokens = draw_tokens(1, 16)
     assert not torch.equal(model(tokens), model(tokens))
 
 
 def test_dropout_covers_both_residual_branches():
     """Dropped altogether, the branches leave the normalised embedding."""
-    model = random_model().train()
+    model = random_model(VOCAB_SIZE).train()
     for block in model.model.layers:
         block.dropout = 1.0
-    tokens = torch.arange(16)[None]
+    tokens = draw_tokens(1, 16)
     torch.testing.assert_close(model(tokens), model.model.norm(model.model.embed_tokens(tokens)))
 
 
 def test_initial_weights():
     torch.manual_seed(0)
-    model = GPT(replace(TINY, hidden_size=64, intermediate_size=128, tie_word_embeddings=False), 500)
+    model = GPT(tiny_config(hidden_size=64, intermediate_size=128, tie_word_embeddings=False), 500)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             assert (parameter == 1).all(), name
@@ -176,26 +143,14 @@ def test_initial_weights():
             assert abs(parameter.mean().item()) < 0.002, name
 
 
-def test_num_parameters_and_flops():
-    tied, untied = GPT(TINY, VOCAB_SIZE), GPT(replace(TINY, tie_word_embeddings=False), VOCAB_SIZE)
+def test_num_parameters_flops_and_the_head():
+    tied, untied = (GPT(tiny_config(tie_word_embeddings=tie), VOCAB_SIZE) for tie in (True, False))
     block = 32 * (32 + 16 + 16) + 32 * 32 + 3 * 32 * 48
     norms = 2 * (32 + 32 + 8 + 8) + 32
     assert tied.num_parameters() == 2 * block + norms + VOCAB_SIZE * 32
     assert untied.num_parameters() == tied.num_parameters() + VOCAB_SIZE * 32
     expected = 6 * (2 * block + VOCAB_SIZE * 32) + 12 * 2 * 32 * 100
     assert tied.flops_per_token(100) == untied.flops_per_token(100) == expected
-
-
-def test_head_weight_is_the_parameter_that_the_state_holds():
-    tied, untied = GPT(TINY, VOCAB_SIZE), GPT(replace(TINY, tie_word_embeddings=False), VOCAB_SIZE)
     assert tied.head_weight is tied.model.embed_tokens.weight
     assert "lm_head.weight" not in tied.state_dict()
     assert untied.head_weight is untied.get_parameter("lm_head.weight")
-
-
-@pytest.mark.parametrize(
-    "changes", [{"num_key_value_heads": 3}, {"num_attention_heads": 5, "num_key_value_heads": 5}, {"head_dim": 7}]
-)
-def test_heads_that_do_not_fit_are_refused(changes):
-    with pytest.raises(ConfigError, match="head"):
-        GPT(replace(TINY, **changes), VOCAB_SIZE)

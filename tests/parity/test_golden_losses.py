@@ -1,4 +1,4 @@
-"""Losses of a short run, stored for each platform, so that a change of the numbers is seen, whoever makes it.
+"""Losses of a short run, stored for each platform, so that a change of the numbers does not go unnoticed.
 
 After a change that is meant to change them:
 
@@ -36,13 +36,13 @@ OVERRIDES = """
 
 
 def platform_key() -> str:
-    """What decides the order of a sum: the processor, the instructions that torch uses of it, and torch's version."""
+    """Processor, its instructions that torch uses, and torch's version: they decide the order of a sum."""
     instructions = torch.backends.cpu.get_cpu_capability()
     return f"{platform.machine()} {instructions}, torch {'.'.join(torch.__version__.split('.')[:2])}, one thread"
 
 
 def losses(folder: Path, optimizer: str) -> dict[str, list[object]]:
-    """Twenty steps on a text made here; the objective, the NLL and the gradient's norm of each, and what val says."""
+    """Objective, NLL and gradient norm of twenty steps on a generated text, the metrics of val and the temperature."""
     generator = random.Random(0)
     words = ["the", "state", "of", "our", "union", "is", "strong", "and", "free"]
     text = " ".join(generator.choice(words) for _ in range(3000))
@@ -54,7 +54,7 @@ def losses(folder: Path, optimizer: str) -> dict[str, list[object]]:
     found: dict[str, list[object]] = {name: [line[name] for line in lines if name in line] for name in names}
     calibration = find_checkpoint(folder / optimizer).calibration()
     assert calibration is not None
-    return found | {"temperature": [calibration["temperature"]["value"]]}
+    return found | {"temperature": [calibration.value]}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_second_run_gives_the_same_bits(found, tmp_path):
 
 
 def test_a_change_in_the_fourth_digit_is_seen(found):
-    """The tolerance is tight enough on a platform that is recorded: no golden value can hide such a change."""
+    """The tolerance on a recorded platform is tight: no golden value hides such a change."""
     for values in found[1]["muon"].values():
         for value in values:
             assert value * 1.0001 != pytest.approx(value, rel=SAME_PLATFORM, abs=1e-9)

@@ -1,4 +1,4 @@
-"""A bar on a terminal, plain lines elsewhere, and the log hears everything once."""
+"""A bar on a terminal, plain lines elsewhere, and every line once in the log."""
 
 import io
 import logging
@@ -73,7 +73,7 @@ def test_plain_lines_every_log_every_steps_with_no_control_codes() -> None:
     ]
 
 
-def test_a_limit_in_seconds_tells_share_and_time_left() -> None:
+def test_a_limit_in_seconds_gives_the_share_and_the_time_left() -> None:
     stream = io.StringIO()
     Console(None, 100.0, 1, stderr=stream).step(line(200))
     assert stream.getvalue() == "step 200 (50%) | nll 3.214 | ppl 24.88 | 3,410 tok/s | 50 s left\n"
@@ -86,36 +86,28 @@ def test_a_loss_that_is_no_number_is_shown_and_stops_nothing(nll: float | None) 
     assert stream.getvalue().startswith("step 1 | nll ")
 
 
-def test_results_go_to_standard_output_and_progress_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_go_to_standard_output_and_progress_does_not_and_the_log_has_each_line_once(capsys, caplog) -> None:
     console = Console(2)
-    console.step(line(1))
-    console.note("a note")
-    console.table("Evaluation on val", [("nll", 3.21345, "nats per token"), ("tokens", 1_234_567, ""), ("a", "b", "c")])
-    console.result("The state of the Union\nruns/a/b")
+    with caplog.at_level(logging.INFO, "nanolm"):
+        console.step(line(1))
+        console.note("a note")
+        rows = [("nll", 3.21345, "nats per token"), ("tokens", 1_234_567, ""), ("a", "b", "c")]
+        console.table("Evaluation on val", rows)
+        console.result("The state of the Union\nruns/a/b")
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
         "Evaluation on val",
+        "  metric      value  note",
         "  nll         3.213  nats per token",
         "  tokens  1,234,567",
         "  a               b  c",
         "The state of the Union",
         "runs/a/b",
     ]
-    assert captured.err.splitlines()[-1] == "a note"
-    assert len(captured.err.splitlines()) == 2
-
-
-def test_the_log_hears_each_line_once(caplog: pytest.LogCaptureFixture) -> None:
-    stream = io.StringIO()
-    console = Console(3, stderr=stream, stdout=io.StringIO())
-    with caplog.at_level(logging.INFO, "nanolm"):
-        for step in (1, 2, 3):
-            console.step(line(step))
-        console.note("a note")
-        console.result("a path")
-        console.close()
-    assert caplog.messages == [*stream.getvalue().splitlines(), "a path"]
-    assert len(caplog.messages) == 5
+    step, note = captured.err.splitlines()
+    assert step.startswith("step 1/2")
+    assert note == "a note"
+    assert caplog.messages == [step, note, *captured.out.splitlines()]
 
 
 def test_a_terminal_gets_a_bar_with_notes_above_it(caplog: pytest.LogCaptureFixture) -> None:
@@ -130,30 +122,25 @@ def test_a_terminal_gets_a_bar_with_notes_above_it(caplog: pytest.LogCaptureFixt
     text = terminal.text()
     assert "a [bold]note[/bold] with brackets\r\n" in text
     assert "━" in text
-    last = text.rindex("step 400/400 (100%) | 0 s left | 1 min 40 s so far")
+    last = text.rindex("step 400/400 (100%) | 0 s left")
     assert last > text.rindex(f"{ESCAPE}[2K")  # it is not wiped off again
     assert "nll 3.214 | ppl 24.88 | val 3.400 | 3,410 tok/s" in text
     assert text.count(f"{ESCAPE}[?25l") == text.count(f"{ESCAPE}[?25h") == 1  # the cursor comes back
-    # The log has the plain lines all the same.
-    assert [m.split()[1] for m in caplog.messages if m.startswith("step")] == [
-        f"{s}/400" for s in (1, 100, 200, 300, 400)
-    ]
+    logged = [message.split()[1] for message in caplog.messages if message.startswith("step")]
+    assert logged == ["1/400", "100/400", "200/400", "300/400", "400/400"]  # the plain lines all the same
 
 
-@pytest.mark.parametrize("width", [1, 2, 7, 20, 39, 60, 200])
-def test_any_width_of_terminal_will_do_and_no_line_is_wider(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+@pytest.mark.parametrize("width", [2, 7, 20, 60, 200])
+def test_no_line_is_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     terminal = Terminal()
     monkeypatch.setenv("COLUMNS", str(width))
     console = Console(400, stderr=terminal.stream, stdout=terminal.stream)
     console.step(line(1, val_nll=3.4))
     with console.progress("tokenizing") as update:
         update(10, 20)
-    console.close()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.text())
     assert "s" in plain
     assert max(len(row) for row in re.split("[\r\n]+", plain)) <= width
-    if width == 39:  # what does not fit is left out, not cut
-        assert any(row.rstrip().endswith("step 1/400 (0%) | 1 min 30 s left") for row in re.split("[\r\n]+", plain))
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
@@ -162,21 +149,19 @@ def test_a_terminal_that_wants_no_codes_gets_plain_lines(monkeypatch, name: str,
     terminal = Terminal()
     console = Console(2, stderr=terminal.stream, stdout=terminal.stream)
     console.step(line(1))
-    console.table("Evaluation", [("nll", 3.2, "nats")])
     console.close()
     text = terminal.text()
     assert ESCAPE not in text
     assert text.startswith("step 1/2 (50%) | nll 3.214")
-    assert text.endswith("Evaluation\r\n  nll  3.200  nats\r\n")
 
 
-def test_a_table_on_a_terminal_holds_every_cell() -> None:
+def test_a_table_on_a_terminal_fits_its_width() -> None:
     terminal = Terminal()
-    Console(stdout=terminal.stream).table("Evaluation", [("nll", 3.2, "[nats] per token"), ("tokens", 12345, "")])
-    text = terminal.text()
-    assert ESCAPE in text
+    Console(stdout=terminal.stream).table("Evaluation", [("nll", 3.2, "[nats] per token " * 9), ("tokens", 12345, "")])
+    lines = terminal.text().splitlines()
+    assert max(map(len, lines)) <= 80
     for cell in ("Evaluation", "nll", "3.200", "[nats] per token", "12,345"):
-        assert cell in text
+        assert any(cell in line for line in lines)
 
 
 def test_progress_in_bytes_and_without_a_total() -> None:
@@ -219,24 +204,8 @@ def test_a_broken_display_stops_nothing_but_a_broken_result_is_an_error() -> Non
         console.result("a path")
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (0.4, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 00 s"),
-        (3599.4, "59 min 59 s"),
-        (7500, "2 h 05 min"),
-        (97200, "1 d 3 h"),
-    ],
-)
-def test_durations_as_people_say_them(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [(24.9299, "24.93"), (0.0412, "0.04120"), (3, "3"), (1543.2, "1,543"), (1e12, "1.000e+12"), (math.inf, "inf")],
-)
-def test_numbers_as_people_read_them(value: float, said: str) -> None:
-    assert number(value) == said
+def test_durations_and_numbers_as_people_read_them() -> None:
+    seconds = {0.4: "0 s", 59.6: "1 min 00 s", 3599.4: "59 min 59 s", 7500: "2 h 05 min", 97200: "1 d 3 h"}
+    assert {value: duration(value) for value in seconds} == seconds
+    numbers = {24.9299: "24.93", 0.0412: "0.04120", 3: "3", 1543.2: "1,543", 1e12: "1.000e+12", math.inf: "inf"}
+    assert {value: number(value) for value in numbers} == numbers
