@@ -75,10 +75,11 @@ def page(script: str, config_dir: Path) -> str:
 
 
 def _row(left: str, right: str, column: int) -> list[str]:
-    """Wrap an explanation in the column behind a cell."""
-    return textwrap.wrap(right, WIDTH, initial_indent=f"{left}  ".ljust(column), subsequent_indent=" " * column) or [
-        left
-    ]
+    """Wrap an explanation in the column behind a cell; a cell that is too wide has a line to itself."""
+    text = textwrap.wrap(right, WIDTH, initial_indent=" " * column, subsequent_indent=" " * column)
+    if len(left) + 2 > column or not text:
+        return [left, *text]
+    return [left.ljust(column) + text[0][column:], *text[1:]]
 
 
 def _wrapped(text: str) -> list[str]:
