@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import pydantic
 from pydantic_core import ErrorDetails
@@ -39,6 +39,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 Record = TypeVar("Record", bound=pydantic.BaseModel)
+Count = Annotated[int, pydantic.Field(ge=0, lt=1 << 63)]
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,9 @@ import signal
 from types import FrameType
 from typing import Self
 
+# the exit code of a run that stopped on request, after a checkpoint
+STOPPED = 3
+
 
 class StopRequested(Exception):
     """Raised between two pieces of work after a signal asked the run to stop."""

@@ -22,7 +22,7 @@ from nanolm.metrics import DURING_TRAINING, Calibration, CalibrationSize, Measur
 from nanolm.objective import loss_options
 from nanolm.report import publish, reliability_lines, summary, write_run_page, write_split_page
 from nanolm.sampling import sample, why_empty, with_temperature
-from nanolm.stop import StopRequested, StopSignal
+from nanolm.stop import STOPPED, StopRequested, StopSignal
 from nanolm.tracking import Console, Scalar, Tracker
 from nanolm.training.checkpoint import checkpoint_path, newest_checkpoint, prune_checkpoints, save_checkpoint
 from nanolm.training.objective import Objective, check_same_teacher, open_objective
@@ -31,8 +31,6 @@ from nanolm.training.setup import introduction, open_corpus, with_possible_promp
 from nanolm.training.state import TrainingState
 from nanolm.training.step import TrainingStep, run_progress
 from nanolm.training.storage import explain_failures, require_room
-
-STOPPED = 3
 
 
 def train(config: TrainConfig, run_dir: Path, command: str) -> int:

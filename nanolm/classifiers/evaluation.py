@@ -1,7 +1,8 @@
 """The records that a classifier's ``evaluation.json`` holds in addition to a language model's."""
 
+from nanolm.files import Count
 from nanolm.metrics import Evaluation
-from nanolm.metrics.records import Count, Number, Record
+from nanolm.metrics.records import Number, Record
 
 
 class TaskSummary(Record):

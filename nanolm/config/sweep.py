@@ -22,11 +22,10 @@ from nanolm.config.schema import SCHEMAS, has_run_directory
 from nanolm.config.streams import displays
 from nanolm.errors import ConfigError, NanolmError
 from nanolm.files import failure
+from nanolm.stop import STOPPED
 
 Task = Callable[..., int | None]
 Summarize = Callable[[Path], None]
-
-STOPPED = 3
 
 logger = logging.getLogger(__name__)
 

@@ -11,17 +11,17 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, model_validator
 
 from nanolm.data.shards import DOCUMENT_TYPE
 from nanolm.data.splits import ALL, SPLITS
 from nanolm.data.tokenizer import Tokenizer
 from nanolm.data.tokenizer_file import load_tokenizer
 from nanolm.errors import DataError, sentence
-from nanolm.files import FileEntry, check_file_table, read_record
+from nanolm.files import Count, FileEntry, check_file_table, read_record
 
 FORMAT = "nanolm prepared corpus"
 FORMAT_VERSION = 1
@@ -29,8 +29,6 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 ID_TYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _IDS_PER_CHECK = 1 << 22
-
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class TokenizerEntry(BaseModel, frozen=True, extra="forbid"):

@@ -5,12 +5,12 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, model_serializer, model_validator
 
+from nanolm.files import Count
 from nanolm.metrics.definitions import METRICS
 from nanolm.metrics.records import (
     Calibration,
     CalibrationSize,
     CalibratorRow,
-    Count,
     Interval,
     Record,
     Reliability,

@@ -7,10 +7,11 @@ not finite is null in JSON, which has no NaN, and NaN here.
 import math
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from nanolm.files import Count
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Record(BaseModel):

@@ -24,9 +24,9 @@ from nanolm.config import from_yaml, to_yaml
 from nanolm.config.schema import TrainConfig
 from nanolm.data import Tokenizer, load_tokenizer
 from nanolm.errors import CheckpointError, NanolmError
-from nanolm.files import FileEntry, atomic_directory, check_file_table, file_table, read_record, remove_directory
+from nanolm.files import Count, FileEntry, atomic_directory, check_file_table, file_table, read_record, remove_directory
 from nanolm.metrics import Calibration
-from nanolm.metrics.records import Count, Record
+from nanolm.metrics.records import Record
 from nanolm.model import GPT
 from nanolm.training.state import TrainingState
 

@@ -15,7 +15,8 @@ import torch
 
 from nanolm.config import command_line
 from nanolm.config.schema import TrainConfig
-from nanolm.train import STOPPED, train
+from nanolm.stop import STOPPED
+from nanolm.train import train
 from nanolm.training import find_checkpoint
 from nanolm.training.state import TrainingState
 
